@@ -1,0 +1,112 @@
+"""The whole contract in `keras.ops`: the version to read, and the fallback.
+
+Two measures keep float32 accurate whatever the mean of a channel is:
+
+- Everything is computed on `x - shift`, where `shift` is an element of the same
+  channel. Subtracting two nearby floating-point numbers is exact, so no digits
+  of `x` are lost, and sums stay of the order of the standard deviation, not of
+  the mean. The mean is kept as the pair (`shift`, `mean - shift`) for as long
+  as it is used: rounding the pair to one number costs half a unit in the last
+  place of the mean, 0.4 % of a standard deviation at mean/std = 1e5.
+- The variance takes a second look at the data, after the mean is known.
+  E[x**2] - E[x]**2 would cancel wherever `shift` is a poor guess.
+
+Gradients of first and second order, forward mode and `vmap` come from the
+framework's own differentiation of these lines; `shift` cancels out of the
+result, so it has no gradient.
+"""
+
+import math
+
+from keras import ops
+
+from keras_bnx.backends import Moments
+
+# There are no replicas to sum over.
+all_reduce_sum = None
+
+
+def is_traced(value):
+    return False
+
+
+def is_recomputing():
+    return False
+
+
+def moments(x, weights, *, axis, reduce_sum=ops.sum):
+    """Computes `count`, `size`, mean and variance per channel.
+
+    Args:
+        x: float32 or float64 tensor of shape `(batch, ..., channels, ...)`.
+        weights: `None`, or a tensor of `x`'s dtype and rank that broadcasts
+            against `x`; elements of weight zero or less don't count, and may
+            be NaN.
+        axis: the channel axis, not negative.
+        reduce_sum: what takes sums, for backends whose own isn't accurate.
+
+    Returns:
+        `Moments` of shape `(channels,)`. A channel in which nothing counts has
+        count 0, shift 0, mean 0 and variance 0.
+    """
+    axes = tuple(i for i in range(len(x.shape)) if i != axis)
+    shape = ops.shape(x)
+
+    def total(values):
+        # Frameworks disagree about a sum over no axes (an input of rank 1).
+        return reduce_sum(values, axis=axes, keepdims=True) if axes else values
+
+    if weights is None:
+        first = tuple(
+            slice(None) if i == axis else slice(0, 1) for i in range(len(shape))
+        )
+        # The sum of one element is that element, and of none it is zero.
+        shift = ops.stop_gradient(total(x[first]))
+        shifted = x - shift
+        size = count = ops.cast(math.prod(shape[i] for i in axes), x.dtype)
+    else:
+        counted = weights > 0
+        weights = ops.where(counted, weights, ops.zeros_like(weights))
+        # Sums over the mask alone need its channel axis only where it has one.
+        shape = list(shape)
+        shape[axis] = weights.shape[axis]
+        count = total(ops.broadcast_to(weights, shape))
+        size = total(ops.cast(ops.broadcast_to(counted, shape), x.dtype))
+        shift = ops.where(counted, x, ops.cast(float("inf"), x.dtype))
+        shift = ops.min(shift, axis=axes, keepdims=True) if axes else shift
+        shift = ops.stop_gradient(ops.where(size > 0, shift, ops.zeros_like(shift)))
+        shifted = ops.where(counted, x, shift) - shift
+
+    def average(values):
+        if weights is not None:
+            values = weights * values
+        return total(values) / ops.where(count > 0, count, ops.ones_like(count))
+
+    mean = average(shifted)
+    variance = average(ops.square(shifted - mean))
+
+    def per_channel(values):
+        return ops.broadcast_to(ops.reshape(values, (-1,)), x.shape[axis : axis + 1])
+
+    return Moments(*map(per_channel, (count, size, shift, mean, variance)))
+
+
+def normalize(x, weights, *, axis, shift, mean, scale, offset):
+    """Computes `((x - shift) - mean) * scale + offset`.
+
+    Args:
+        x: tensor of shape `(batch, ..., channels, ...)`.
+        weights: as in `moments`. An element that doesn't count and isn't finite
+            is taken for the mean: its output is `offset`, its gradient 0.
+        axis: the channel axis, not negative.
+        shift, mean: tensors of shape `(channels,)`; their sum is the mean.
+        scale, offset: tensors of shape `(channels,)`, or `None`.
+    """
+    shape = [1] * len(x.shape)
+    shape[axis] = -1
+    centered = (x - ops.reshape(shift, shape)) - ops.reshape(mean, shape)
+    if weights is not None:
+        harmless = ops.logical_or(weights > 0, ops.isfinite(x))
+        centered = ops.where(harmless, centered, ops.zeros_like(centered))
+    y = centered * ops.reshape(scale, shape)
+    return y if offset is None else y + ops.reshape(offset, shape)

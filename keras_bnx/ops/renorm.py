@@ -1,0 +1,38 @@
+"""Batch renormalization: a correction of step 2."""
+
+from keras import ops
+
+
+def renorm_corrections(
+    batch, *, renorm_mean, renorm_stddev, epsilon, rmin=None, rmax=None, dmax=None
+):
+    """Computes r and d, which turn batch statistics into moving ones.
+
+    `x_hat * r + d` with `r = stddev / renorm_stddev` and
+    `d = (mean - renorm_mean) / renorm_stddev` is the input normalized by the
+    moving statistics; clipping keeps it near the batch's. Both are constants to
+    the gradient (Ioffe 2017, Algorithm 1).
+
+    Args:
+        batch: `Moments` of the batch.
+        renorm_mean, renorm_stddev: moving statistics, shape `(channels,)`.
+        epsilon: float, `stddev = sqrt(variance + epsilon)`.
+        rmin, rmax, dmax: floats or `None`; r is clipped to `[rmin, rmax]`, d to
+            `[-dmax, dmax]`.
+
+    Returns:
+        r, d: tensors of shape `(channels,)`.
+    """
+    stddev = ops.sqrt(batch.variance + epsilon)
+    # A stored deviation can be 0; one computed here never is below this.
+    floor = ops.sqrt(ops.full_like(renorm_stddev, epsilon))
+    renorm_stddev = ops.maximum(renorm_stddev, floor)
+    r = stddev / renorm_stddev
+    d = ((batch.shift - renorm_mean) + batch.mean) / renorm_stddev
+    if rmin is not None:
+        r = ops.maximum(r, ops.full_like(r, rmin))
+    if rmax is not None:
+        r = ops.minimum(r, ops.full_like(r, rmax))
+    if dmax is not None:
+        d = ops.minimum(ops.maximum(d, ops.full_like(d, -dmax)), ops.full_like(d, dmax))
+    return ops.stop_gradient(r), ops.stop_gradient(d)

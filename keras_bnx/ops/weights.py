@@ -1,0 +1,66 @@
+"""Reading a mask as weights."""
+
+import keras
+from keras import ops
+
+
+def mask_to_weights(mask, inputs, *, axis):
+    """Turns any mask into weights that broadcast against the inputs.
+
+    Statistics count elements by weight, `n = sum(w)`; a mask is the case of
+    weights 0 and 1. Shapes are tried in this order, and the first that fits is
+    taken:
+
+    1. the rank of the inputs: as it is, the channel axis may have size 1;
+    2. at most the rank without the channel axis: the inputs' axes other than
+       `axis`, **batch first**, missing ones at the end (Keras's masks: a mask
+       `(batch, time)` serves inputs `(batch, time, ..., channels)`);
+    3. the same, missing ones at the front (NumPy's broadcasting);
+    4. the inputs' axes from the first on, the channel axis among them: what
+       Keras's mask propagation hands to a layer whose channels aren't last.
+
+    Args:
+        mask: tensor, array or nested list; bool, or real weights. Negative and
+            NaN weights count as 0. No gradient flows to a mask.
+        inputs: floating-point tensor of shape `(batch, ..., channels, ...)`.
+        axis: the channel axis, not negative.
+
+    Returns:
+        Tensor of `inputs`' rank and dtype that broadcasts against `inputs`.
+
+    Raises:
+        ValueError: if no shape fits, or the mask is complex.
+    """
+    mask = ops.convert_to_tensor(mask)
+    if "complex" in keras.backend.standardize_dtype(mask.dtype):
+        raise ValueError(
+            "A mask holds bools or real weights. "
+            f"Received: mask.dtype={keras.backend.standardize_dtype(mask.dtype)}. "
+            "Pass its real part or a comparison."
+        )
+    full = tuple(inputs.shape)
+    mask_shape = tuple(mask.shape)
+    for shape in _candidates(mask_shape, len(full), axis):
+        if all(m in (1, None) or n in (m, None) for m, n in zip(shape, full)):
+            break
+    else:
+        without_channels = full[:axis] + full[axis + 1 :]
+        raise ValueError(
+            "A mask has to broadcast against the inputs without their channel axis. "
+            f"Received: mask.shape={mask_shape}, inputs.shape={full}, axis={axis}. "
+            f"Pass a mask of shape {without_channels}, where any size may be 1."
+        )
+    # Sizes that aren't known yet come from the mask itself.
+    sizes = iter(n for n, m in zip(ops.shape(mask), mask_shape) if m != 1)
+    shape = [1 if n == 1 else next(sizes) for n in shape]
+    return ops.stop_gradient(ops.reshape(ops.cast(mask, inputs.dtype), shape))
+
+
+def _candidates(shape, ndim, axis):
+    missing = ndim - 1 - len(shape)
+    if missing == -1:
+        yield shape
+    if missing >= 0:
+        for spatial in (shape + (1,) * missing, (1,) * missing + shape):
+            yield spatial[:axis] + (1,) + spatial[axis:]
+        yield shape + (1,) * (missing + 1)
