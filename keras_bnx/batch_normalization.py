@@ -212,7 +212,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             # Start from the moving statistics themselves: a random initializer
             # called again would draw other numbers.
             def mean(shape, dtype):
-                return ops.cast(self.moving_mean, dtype)
+                return ops.copy(ops.cast(self.moving_mean, dtype))
 
             def stddev(shape, dtype):
                 return ops.sqrt(ops.cast(self.moving_variance, dtype))
@@ -390,42 +390,40 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Moves each statistic of each usable channel towards the batch's."""
         # One element has a mean but no variance; 0 would be far from any truth.
         has_variance = ops.logical_and(usable, batch.size > 1)
+        batch = type(batch)(*map(ops.stop_gradient, batch))
+        dtype = batch.mean.dtype
 
-        def assign(weight, update, where, new, momentum):
-            old = ops.cast(weight, batch.mean.dtype)
-            weight.assign(
-                ops.where(
-                    where, ops.stop_gradient(update(old, new, momentum=momentum)), old
-                )
-            )
+        def value(weight):
+            return ops.cast(weight, dtype)
 
-        assign(self.moving_mean, update_mean, usable, batch, self.momentum)
+        def follow_mean(weight, momentum):
+            new = update_mean(value(weight), batch, momentum=momentum)
+            weight.assign(ops.where(usable, new, value(weight)))
+
+        def follow_scale(weight, old, new, momentum):
+            new = update_scale(old, new, momentum=momentum)
+            weight.assign(ops.where(has_variance, new, value(weight)))
+            return new
+
+        follow_mean(self.moving_mean, self.momentum)
+        variance = value(self.moving_variance)
         if not self.renorm:
-            assign(
-                self.moving_variance,
-                update_scale,
-                has_variance,
-                batch.variance,
-                self.momentum,
-            )
+            follow_scale(self.moving_variance, variance, batch.variance, self.momentum)
             return
-        stddev = ops.sqrt(batch.variance + self.epsilon)
-        self.moving_stddev.assign(
-            consistent_stddev(
-                self.moving_stddev, self.moving_variance, epsilon=self.epsilon
-            )
+        batch_stddev = ops.sqrt(batch.variance + self.epsilon)
+        stddev = consistent_stddev(
+            value(self.moving_stddev), variance, epsilon=self.epsilon
         )
-        assign(self.moving_stddev, update_scale, has_variance, stddev, self.momentum)
-        variance = ops.maximum(ops.square(self.moving_stddev) - self.epsilon, 0.0)
-        self.moving_variance.assign(
-            ops.where(has_variance, variance, self.moving_variance)
+        stddev = follow_scale(self.moving_stddev, stddev, batch_stddev, self.momentum)
+        new_variance = ops.maximum(
+            ops.square(stddev) - self.epsilon, ops.zeros_like(stddev)
         )
-        assign(self.renorm_mean, update_mean, usable, batch, self.renorm_momentum)
-        assign(
+        self.moving_variance.assign(ops.where(has_variance, new_variance, variance))
+        follow_mean(self.renorm_mean, self.renorm_momentum)
+        follow_scale(
             self.renorm_stddev,
-            update_scale,
-            has_variance,
-            stddev,
+            value(self.renorm_stddev),
+            batch_stddev,
             self.renorm_momentum,
         )
 

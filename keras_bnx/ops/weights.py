@@ -41,7 +41,9 @@ def mask_to_weights(mask, inputs, *, axis):
     full = tuple(inputs.shape)
     mask_shape = tuple(mask.shape)
     for shape in _candidates(mask_shape, len(full), axis):
-        if all(m in (1, None) or n in (m, None) for m, n in zip(shape, full)):
+        if all(
+            m in (1, None) or n in (m, None) for m, n in zip(shape, full, strict=True)
+        ):
             break
     else:
         without_channels = full[:axis] + full[axis + 1 :]
@@ -51,7 +53,7 @@ def mask_to_weights(mask, inputs, *, axis):
             f"Pass a mask of shape {without_channels}, where any size may be 1."
         )
     # Sizes that aren't known yet come from the mask itself.
-    sizes = iter(n for n, m in zip(ops.shape(mask), mask_shape) if m != 1)
+    sizes = iter(n for n, m in zip(ops.shape(mask), mask_shape, strict=True) if m != 1)
     shape = [1 if n == 1 else next(sizes) for n in shape]
     return ops.stop_gradient(ops.reshape(ops.cast(mask, inputs.dtype), shape))
 
@@ -62,5 +64,5 @@ def _candidates(shape, ndim, axis):
         yield shape
     if missing >= 0:
         for spatial in (shape + (1,) * missing, (1,) * missing + shape):
-            yield spatial[:axis] + (1,) + spatial[axis:]
+            yield (*spatial[:axis], 1, *spatial[axis:])
         yield shape + (1,) * (missing + 1)

@@ -1,0 +1,112 @@
+"""One column of the matrix: `pytest --backend=NAME --device=NAME`.
+
+The backend and the device are proven before the first test. A column that was
+asked for and isn't there is an error, never a skip.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+BACKENDS = ("tensorflow", "jax", "torch")
+DEVICES = ("cpu", "gpu")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--backend",
+        choices=BACKENDS,
+        default=os.environ.get("KERAS_BACKEND", "jax"),
+        help="Keras backend to test (default: KERAS_BACKEND, or jax)",
+    )
+    parser.addoption(
+        "--device", choices=DEVICES, default="cpu", help="device to test on"
+    )
+
+
+def pytest_configure(config):
+    backend, device = config.getoption("--backend"), config.getoption("--device")
+    if "keras" in sys.modules:
+        raise pytest.UsageError(
+            "Keras was imported before its backend could be chosen. "
+            f"Received: --backend={backend}. Don't load plugins that import it."
+        )
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        found = _devices(backend)
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"The backend can't be imported ({error}). Received: "
+            f"--backend={backend}. Install keras-bnx[{backend}]."
+        ) from error
+    if device not in found:
+        raise pytest.UsageError(
+            f"The backend finds no such device. Received: --device={device} with "
+            f"--backend={backend}, which finds {sorted(found)}. Run this column "
+            "where there is one."
+        )
+    import keras
+
+    if keras.config.backend() != backend:
+        raise pytest.UsageError(
+            f"Keras runs on {keras.config.backend()}. Received: --backend={backend}."
+        )
+
+
+def _devices(backend):
+    framework = importlib.import_module(backend)
+    if backend == "tensorflow":
+        devices = framework.config.list_physical_devices()
+        return {device.device_type.lower() for device in devices}
+    if backend == "jax":
+        return {device.platform for device in framework.devices()}
+    return {"gpu"} if framework.cuda.is_available() else {"cpu"}
+
+
+def pytest_report_header(config):
+    import keras
+
+    backend = config.getoption("--backend")
+    version = importlib.import_module(backend).__version__
+    device = config.getoption("--device")
+    return f"column: {backend} {version} on {device}, keras {keras.__version__}"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leaves out the tests of the other backends' own modules."""
+    name = collection_path.stem.removeprefix("test_")
+    return True if name in BACKENDS and name != config.getoption("--backend") else None
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    yield
+    keras.utils.clear_session()
+
+
+@pytest.fixture
+def float64():
+    """Lets JAX compute in float64, which the others always do."""
+    import keras
+
+    if keras.config.backend() != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
