@@ -17,7 +17,7 @@ class Case:
     mask: tuple = None  # the shape of a mask
     weighted: bool = False  # real weights rather than bools
     arguments: dict = field(default_factory=dict)
-    keras_is_right: str = "tensorflow jax torch"
+    keras_is_right: str = "tensorflow jax torch"  # "name?": too close to say
 
     def inputs(self):
         rng = np.random.default_rng(len(self.name))
@@ -74,8 +74,9 @@ CASES = [
             shape=(rows, 3),
             ratio=10.0**digits,
             arguments={"epsilon": 1e-5},
-            # By the rule that grows with the mean; on PyTorch it cancels.
-            keras_is_right="tensorflow jax",
+            # By the rule that grows with the mean; on PyTorch it cancels, and
+            # TensorFlow's chain of 20,000 additions is on the border.
+            keras_is_right="tensorflow jax" if rows < 100 else "tensorflow? jax",
         )
         for digits in (2, 3, 4, 5)
         for rows in (64, 20_000)
@@ -136,6 +137,7 @@ CASES = [
         shape=(64, 5, 3),
         mask=(64, 5),
         ratio=1e5,
+        keras_is_right="tensorflow? jax? torch?",
     ),
     Case(
         "weights",
@@ -181,13 +183,15 @@ CASES = [
         mask=(6, 5),
         arguments={"renorm": True},
     ),
-    Case("float64", "float64 stays float64", dtype="float64", keras_is_right=NOWHERE),
+    Case(
+        "float64", "float64 stays float64", dtype="float64", keras_is_right="tensorflow"
+    ),
     Case(
         "float64_mean_1e5",
         "float64 at a large mean",
         ratio=1e5,
         dtype="float64",
-        keras_is_right=NOWHERE,
+        keras_is_right="tensorflow",
     ),
     *(
         Case(

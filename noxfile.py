@@ -1,0 +1,92 @@
+"""The test matrix of keras_bnx, and its demo.
+
+    python -m nox                  lint and the three CPU columns
+    python -m nox -s demo          a first run on real data
+    python -m nox -t gpu           the three GPU columns
+    python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
+    python -m nox -l               this list
+
+Each session has a virtual environment with one framework only, at the versions
+that pyproject.toml pins. `--no-venv` runs in the current interpreter instead and
+takes the packages it finds. Nothing is decided here: pytest alone makes a column
+pass, fail or refuse to start.
+"""
+
+import sys
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+# uv resolves torch from other places than pip does, to builds with CUDA.
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+COLUMNS = [
+    nox.param(backend, device, id=f"{backend}-{device}", tags=[device])
+    for device in ("cpu", "gpu")
+    for backend in ("tensorflow", "jax", "torch")
+]
+
+
+nox.options.sessions = ["lint", *(f"tests({c.id})" for c in COLUMNS if "cpu" in c.id)]
+
+
+def prepare(session, *groups):
+    """Installs dependency groups and the project; returns the interpreter.
+
+    With `--no-venv` it installs nothing, and the interpreter is the running one.
+    """
+    if not session.virtualenv.is_sandboxed:
+        return sys.executable
+    session.install(*nox.project.dependency_groups(PROJECT, *groups))
+    session.install("--no-deps", "-e", ".")
+    return "python"
+
+
+@nox.session
+def lint(session):
+    """Style and unused code, by ruff."""
+    python = prepare(session, "lint")
+    session.run(python, "-m", "ruff", "check", ".")
+    session.run(python, "-m", "ruff", "format", "--check", "--diff", ".")
+
+
+@nox.session
+@nox.parametrize(["backend", "device"], COLUMNS)
+def tests(session, backend, device):
+    """One column of the matrix; arguments after -- go to pytest."""
+    python = prepare(session, f"{backend}-{device}", "test", f"test-{backend}")
+    session.run(
+        python,
+        "-m",
+        "pytest",
+        f"--backend={backend}",
+        f"--device={device}",
+        *session.posargs,
+        env={"KERAS_BACKEND": backend},
+    )
+
+
+@nox.session
+def demo(session):
+    """Trains on handwritten digits; after --: --backend, --data mnist, --help."""
+    backend = "jax"
+    arguments = list(session.posargs)
+    for i, argument in enumerate(arguments):
+        if argument == "--backend" and i + 1 < len(arguments):
+            backend = arguments[i + 1]
+        elif argument.startswith("--backend="):
+            backend = argument.partition("=")[2]
+    if backend not in ("tensorflow", "jax", "torch"):
+        session.error(
+            f"There is no such backend. Received: --backend {backend}. "
+            "Choose tensorflow, jax or torch."
+        )
+    python = prepare(session, f"{backend}-cpu", "demo")
+    session.run(
+        python,
+        "examples/mnist_mlp.py",
+        *arguments,
+        env={"KERAS_BACKEND": backend},
+    )
