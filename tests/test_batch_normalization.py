@@ -1,16 +1,13 @@
 """The layer against the oracle and against Keras's layer, and its arguments."""
 
-import inspect
-
 import keras
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES
 from frameworks import functional, gradients, statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
-import keras_bnx
 from keras_bnx import BatchNormalization, reference
 
 

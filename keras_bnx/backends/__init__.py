@@ -46,7 +46,16 @@ def active():
 
     A backend without a module of its own (NumPy, OpenVINO) gets `generic`.
     """
+    return _active
+
+
+def _load():
     name = keras.config.backend()
     if name not in ("jax", "tensorflow", "torch"):
         name = "generic"
     return importlib.import_module(f"keras_bnx.backends.{name}")
+
+
+# Keras's backend can't change once Keras is imported, and compilers can't trace an
+# import; Keras has imported the framework already.
+_active = _load()

@@ -16,8 +16,6 @@ framework's own differentiation of these lines; `shift` cancels out of the
 result, so it has no gradient.
 """
 
-import math
-
 from keras import ops
 
 from keras_bnx.backends import Moments
@@ -63,7 +61,10 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum):
         # The sum of one element is that element, and of none it is zero.
         shift = ops.stop_gradient(total(x[first]))
         shifted = x - shift
-        size = count = ops.cast(math.prod(shape[i] for i in axes), x.dtype)
+        size = 1
+        for i in axes:
+            size = size * shape[i]
+        size = count = ops.cast(size, x.dtype)
     else:
         counted = weights > 0
         weights = ops.where(counted, weights, ops.zeros_like(weights))
@@ -73,7 +74,7 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum):
         count = total(ops.broadcast_to(weights, shape))
         size = total(ops.cast(ops.broadcast_to(counted, shape), x.dtype))
         shift = ops.where(counted, x, ops.cast(float("inf"), x.dtype))
-        shift = ops.min(shift, axis=axes, keepdims=True) if axes else shift
+        shift = ops.amin(shift, axis=axes, keepdims=True) if axes else shift
         shift = ops.stop_gradient(ops.where(size > 0, shift, ops.zeros_like(shift)))
         shifted = ops.where(counted, x, shift) - shift
 

@@ -1,0 +1,393 @@
+"""Trains a digit classifier with and without normalization, on two pixel scales.
+
+    python examples/mnist_mlp.py                     # 8x8 digits, in scikit-learn
+    python examples/mnist_mlp.py --data mnist        # 28x28, downloaded by Keras
+    python examples/mnist_mlp.py --backend torch
+
+An article's experiment in small: a network of three hidden layers, with batch
+normalization after the first and the second, is trained four times:
+
+| run | pixels   | normalization |
+| --- | -------- | ------------- |
+| A   | 0 to 1   | without       |
+| B   | 0 to 1   | with          |
+| C   | 0 to 255 | without       |
+| D   | 0 to 255 | with          |
+
+All runs start from the same seed, and so from the same Dense weights. What comes out
+is a table, a figure of the learning curves, and the difference that it makes to put
+`keras.layers.BatchNormalization` in this layer's place.
+
+Needs Keras with one of its backends, scikit-learn and matplotlib.
+"""
+
+import argparse
+import math
+import os
+import pathlib
+
+# keras and keras_bnx are imported inside the functions that use them: the backend is
+# fixed by the first import of keras, and `--backend` has to come before.
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+BATCH_SIZE = 128
+EPOCHS = {"digits": 10, "mnist": 3}
+TITLES = {"digits": "scikit-learn's digits (8x8)", "mnist": "MNIST (28x28)"}
+BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+
+RUNS = (
+    {"run": "A", "pixels": "0 to 1", "normalization": False},
+    {"run": "B", "pixels": "0 to 1", "normalization": True},
+    {"run": "C", "pixels": "0 to 255", "normalization": False},
+    {"run": "D", "pixels": "0 to 255", "normalization": True},
+)
+
+# Four colours of Okabe and Ito (2008), told apart by the colour-blind as well.
+# Without normalization the lines are broken and the markers hollow.
+LINES = {
+    "A": {"color": "#56B4E9", "linestyle": "--", "marker": "o", "fillstyle": "none"},
+    "B": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "C": {"color": "#E69F00", "linestyle": ":", "marker": "s", "fillstyle": "none"},
+    "D": {"color": "#D55E00", "linestyle": "-.", "marker": "s"},
+}
+
+
+def build_model(image_shape, *, normalization):
+    """Builds the network, ready to be trained.
+
+    Args:
+        image_shape: tuple of integers, `(height, width)`.
+        normalization: whether to keep the normalization layers.
+
+    Returns:
+        A compiled `keras.Sequential`, whose outputs are logits.
+    """
+    import keras
+
+    import keras_bnx
+
+    # Momentum is the weight of the old value. The digits have 12 batches an epoch: at
+    # the default 0.99 the moving averages, which inference uses, would be 0.99**12 =
+    # 89 % their initial values after one epoch, and 30 % after ten.
+    layers = [
+        keras.Input(image_shape),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1024, activation="relu"),
+        keras_bnx.BatchNormalization(momentum=0.9),
+        keras.layers.Dense(512, activation="relu"),
+        keras_bnx.BatchNormalization(momentum=0.9),
+        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dense(10),
+    ]
+    if not normalization:
+        layers = [
+            layer
+            for layer in layers
+            if not isinstance(layer, keras_bnx.BatchNormalization)
+        ]
+    model = keras.Sequential(layers)
+    # The softmax is in the loss. As an activation it would be clipped to [1e-7, 1 -
+    # 1e-7] on JAX and PyTorch, with gradient 0 beyond: on raw pixels the network
+    # without normalization starts there, and would stay at some 10 % accuracy.
+    model.compile(
+        optimizer="adam",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def load_data(data):
+    """Loads images of handwritten digits.
+
+    Args:
+        data: `"digits"` (1797 images of 8x8 pixels, a fifth of them for the test)
+            or `"mnist"` (70000 of 28x28, split as published).
+
+    Returns:
+        The tuples `(x_train, y_train), (x_test, y_test)`: float32 images of shape
+        `(images, height, width)`, pixels from 0 to 255, and integer labels.
+    """
+    if data == "mnist":
+        import keras
+
+        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+    else:
+        digits = load_digits()
+        # These pixels count 16 dots each; MNIST's are bytes.
+        x_train, x_test, y_train, y_test = train_test_split(
+            digits.images * (255 / 16),
+            digits.target,
+            test_size=0.2,
+            stratify=digits.target,
+            random_state=0,
+        )
+    x_train, x_test = x_train.astype("float32"), x_test.astype("float32")
+    return (x_train, y_train), (x_test, y_test)
+
+
+def describe(run):
+    """Returns a run in words: `"D: pixels 0 to 255, with normalization"`."""
+    word = "with" if run["normalization"] else "without"
+    return f"{run['run']}: pixels {run['pixels']}, {word} normalization"
+
+
+def train(run, train_data, test_data, *, epochs, seed):
+    """Trains the network of one run, and tests it after every epoch.
+
+    The test images choose nothing (no early stopping, no best epoch), so that the
+    last epoch's accuracy is the test accuracy.
+
+    Args:
+        run: dictionary, one of `RUNS`.
+        train_data: tuple of images and labels, pixels from 0 to 255.
+        test_data: tuple of images and labels, likewise.
+        epochs: integer, how often to go through the training images.
+        seed: integer, of the initial weights and the order of the images.
+
+    Returns:
+        The model, and `run` with the items `accuracy` (0 to 1), `loss` (in nats)
+        and `history` (dictionary of lists, one number an epoch).
+    """
+    import keras
+
+    print(f"\nRun {describe(run)}")
+    keras.utils.set_random_seed(seed)
+    (x_train, y_train), (x_test, y_test) = train_data, test_data
+    scale = 1 / 255 if run["pixels"] == "0 to 1" else 1.0
+    model = build_model(x_train.shape[1:], normalization=run["normalization"])
+    history = model.fit(
+        x_train * scale,
+        y_train,
+        batch_size=BATCH_SIZE,
+        epochs=epochs,
+        validation_data=(x_test * scale, y_test),
+    ).history
+    accuracy, loss = history["val_accuracy"][-1], history["val_loss"][-1]
+    return model, {**run, "accuracy": accuracy, "loss": loss, "history": history}
+
+
+def compare_with_keras(model, images):
+    """Puts Keras's layer in the place of ours and measures what it changes.
+
+    Args:
+        model: the trained `keras.Sequential` of run D. Its moving statistics take
+            one step, as in training.
+        images: array of shape `(images, height, width)`, pixels from 0 to 255.
+
+    Returns:
+        The largest absolute difference of the logits at inference, and that of the
+        normalization layers' outputs when one batch is passed in training mode.
+    """
+    import keras
+
+    def replace(layer):
+        kept = not isinstance(layer, keras.layers.BatchNormalization)
+        new = type(layer) if kept else keras.layers.BatchNormalization
+        return new.from_config(layer.get_config())
+
+    def normalized(network):
+        outputs = [
+            layer.output
+            for layer in network.layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        batch = images[:BATCH_SIZE]
+        outputs = keras.Model(network.inputs[0], outputs)(batch, training=True)
+        return [keras.ops.convert_to_numpy(output) for output in outputs]
+
+    def difference(x, y):
+        return float(abs(x - y).max())
+
+    twin = keras.models.clone_model(model, clone_function=replace)
+    twin.set_weights(model.get_weights())
+    inference = difference(
+        model.predict(images, verbose=0), twin.predict(images, verbose=0)
+    )
+    training = max(map(difference, normalized(model), normalized(twin)))
+    return inference, training
+
+
+def format_table(results):
+    """Returns the results as a table of text, one line a run."""
+    lines = [
+        "run  pixels    normalization  test accuracy  test loss",
+        "---  --------  -------------  -------------  ---------",
+    ]
+    for result in results:
+        word = "with" if result["normalization"] else "without"
+        lines.append(
+            f"{result['run']:<3}  {result['pixels']:<8}  {word:<13}  "
+            f"{result['accuracy']:>13.2%}  {result['loss']:>9.4f}"
+        )
+    return "\n".join(lines)
+
+
+def read_numbers(without, with_, *, num_images):
+    """Says in words what normalization changed between two runs.
+
+    An accuracy on n images has the standard error `sqrt(p * (1 - p) / n)`. A
+    difference of less than two, about what chance makes in one of twenty cases, is
+    called none.
+
+    Args:
+        without: dictionary, the result of the run without normalization.
+        with_: dictionary, the result of the run with it.
+        num_images: integer, how many images the runs were tested on.
+
+    Returns:
+        A string of one line.
+    """
+    p, q = without["accuracy"], with_["accuracy"]
+    margin = 2 * math.sqrt((p * (1 - p) + q * (1 - q)) / num_images)
+    if abs(q - p) <= margin:
+        verdict = "no clear difference"
+    else:
+        verdict = "better with" if q > p else "worse with"
+    first, first_with = (
+        result["history"]["val_accuracy"][0] for result in (without, with_)
+    )
+    return (
+        f"{without['run']} to {with_['run']}: {100 * (q - p):+.2f} points, {verdict} "
+        f"(chance: {100 * margin:.2f}); "
+        f"after one epoch {first:.1%} without, {first_with:.1%} with"
+    )
+
+
+def plot(results, path, *, title):
+    """Draws the learning curves, accuracy and loss, into a PNG file."""
+    # A Figure made without pyplot needs no display: it saves PNG files by Agg.
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure.suptitle(title, fontsize=17)
+    accuracy, loss = figure.subplots(1, 2)
+    for result in results:
+        style = {**LINES[result["run"]], "linewidth": 2.5, "markersize": 8}
+        history = result["history"]
+        epochs = range(1, len(history["val_loss"]) + 1)
+        accuracy.plot(epochs, history["val_accuracy"], label=describe(result), **style)
+        loss.plot(epochs, history["val_loss"], **style)
+    accuracy.set_ylabel("test accuracy (%)", fontsize=15)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    loss.set_ylabel("test loss (nats, log scale)", fontsize=15)
+    loss.set_yscale("log")
+    for axes in (accuracy, loss):
+        axes.set_xlabel("epoch", fontsize=15)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=13)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=14, frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def parse_arguments(argv):
+    """Parses the command line, and creates the output folder."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", choices=EPOCHS, default="digits", help="the images to train on"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=argparse.SUPPRESS,
+        help=f"epochs of each run (default: {EPOCHS})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of every run")
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=os.environ.get("KERAS_BACKEND") or "jax",
+        help="Keras's backend; the default is KERAS_BACKEND's, or else jax",
+    )
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("results"),
+        help="folder of the figure, created if need be",
+    )
+    args = parser.parse_args(argv)
+    args.epochs = getattr(args, "epochs", EPOCHS[args.data])
+    if args.epochs < 1:
+        parser.error(
+            "`--epochs` has to be at least 1. "
+            f"Received: --epochs {args.epochs}. Leave it out for {EPOCHS[args.data]}."
+        )
+    # NumPy's generator, which keras.utils.set_random_seed seeds, takes 32 bits.
+    if not 0 <= args.seed < 2**32:
+        parser.error(
+            "`--seed` has to be from 0 to 2**32 - 1. "
+            f"Received: --seed {args.seed}. Choose another."
+        )
+    # argparse checks choices only where they are given, not the environment's.
+    if args.backend not in BACKENDS:
+        parser.error(
+            f"The backend has to be one of {', '.join(BACKENDS)}. "
+            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
+        )
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(
+            f"`--output` can't be created as a folder: {error.strerror}. "
+            f"Received: --output {args.output}. Name a folder, new or existing."
+        )
+
+    os.environ["KERAS_BACKEND"] = args.backend
+    import keras
+
+    if keras.config.backend() != args.backend:
+        parser.error(
+            f"Keras was imported before, with backend {keras.config.backend()}. "
+            f"Received: --backend {args.backend}. Start a new process for it."
+        )
+    return args
+
+
+def main(argv=None):
+    """Runs the experiment.
+
+    Args:
+        argv: optional list of strings, the arguments; `None` takes the command
+            line's.
+
+    Returns:
+        List of four dictionaries, as `train` returns them. Run D's has the item
+        `differences` in addition, as `compare_with_keras` returns them.
+    """
+    args = parse_arguments(argv)
+    train_data, test_data = load_data(args.data)
+    title = f"{TITLES[args.data]}, Keras on {BACKENDS[args.backend]}"
+    num_images = len(test_data[0])
+    print(f"{title}: {len(train_data[0])} training images, {num_images} test images")
+
+    results = []
+    for run in RUNS:
+        model, result = train(
+            run, train_data, test_data, epochs=args.epochs, seed=args.seed
+        )
+        results.append(result)
+    inference, training = compare_with_keras(model, test_data[0])
+    results[-1]["differences"] = (inference, training)
+
+    a, b, c, d = results
+    print(f"\n{format_table(results)}\n")
+    print(read_numbers(a, b, num_images=num_images))
+    print(read_numbers(c, d, num_images=num_images))
+    print(
+        "D with keras.layers.BatchNormalization instead: logits differ by at most "
+        f"{inference:.1e}, normalized values in training mode by {training:.1e}"
+    )
+    path = args.output / f"mnist_mlp_{args.data}.png"
+    plot(results, path, title=title)
+    print(f"Learning curves: {path}")
+    return results
+
+
+if __name__ == "__main__":
+    main()
