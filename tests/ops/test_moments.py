@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from frameworks import to_numpy
+from keras import ops
+from tolerance import assert_near
+
+from keras_bnx import reference
+from keras_bnx.backends import Moments
+from keras_bnx.ops.moments import _merge, moments
+
+
+def found(batch):
+    mean = to_numpy(batch.shift).astype(float) + to_numpy(batch.mean)
+    return (*map(to_numpy, batch[:2]), mean, to_numpy(batch.variance))
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e5, 1e6])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_mean_and_variance_keep_their_digits(ratio, weighted):
+    rng = np.random.default_rng(0)
+    x = rng.normal(ratio, 1.0, (1000, 3)).astype("float32")
+    w = rng.uniform(size=(1000, 1)).astype("float32") if weighted else None
+    expected = reference.moments(x, w)
+
+    count, size, mean, variance = found(
+        moments(ops.convert_to_tensor(x), None if w is None else ops.array(w), axis=1)
+    )
+
+    assert_near(count, expected[0], scale=0.0)
+    np.testing.assert_array_equal(size, [1000] * 3)
+    # In two parts the mean is known to digits of the deviation, not of itself.
+    np.testing.assert_allclose(mean, expected[2], rtol=0, atol=2e-6)
+    assert_near(variance, expected[3], scale=0.0)
+
+
+def test_a_far_first_element_costs_no_digits():
+    x = np.random.default_rng(0).normal(size=(1000, 1)).astype("float32")
+    x[0] = 500.0
+    expected = reference.moments(x)
+
+    assert_near(found(moments(ops.array(x), axis=1))[3], expected[3], scale=0.0)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_no_element_and_one_element(rows):
+    batch = moments(ops.zeros((rows, 2)) + 3.0, axis=1)
+
+    count, size, mean, variance = found(batch)
+    assert list(count) == list(size) == [rows, rows]
+    np.testing.assert_array_equal(mean, [3.0 * rows] * 2)
+    np.testing.assert_array_equal(variance, [0.0, 0.0])
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e5])
+def test_replicas_merge_to_the_joined_batch(mean):
+    """Unequal counts, an empty replica, real weights; the sum is NumPy's."""
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.normal(mean + i, 1.0, (n, 2)).astype("float32")
+        for i, n in enumerate((5, 0, 17))
+    ]
+    weights = [rng.uniform(size=(len(p), 1)).astype("float32") for p in parts]
+    local = [
+        Moments(*map(ops.stop_gradient, moments(ops.array(p), ops.array(w), axis=1)))
+        if len(p)
+        else Moments(*[ops.zeros(2)] * 5)
+        for p, w in zip(parts, weights, strict=True)
+    ]
+    joined = Moments(*map(ops.stack, zip(*local, strict=True)))
+
+    def all_reduce_sum(values):
+        return [ops.sum(v, axis=0, keepdims=True) for v in values]
+
+    merged = Moments(*(m[0] for m in _merge(joined, all_reduce_sum)))
+    expected = reference.moments(np.concatenate(parts), np.concatenate(weights))
+
+    count, size, m, variance = found(merged)
+    assert_near(count, expected[0], scale=0.0)
+    np.testing.assert_array_equal(size, expected[1])
+    np.testing.assert_allclose(m, expected[2], rtol=0, atol=2e-6 + 1e-8 * mean)
+    assert_near(variance, expected[3], scale=1.0)
