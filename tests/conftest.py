@@ -41,6 +41,8 @@ def pytest_configure(config):
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
+        # Two devices out of one, so that replicas can be tested anywhere.
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     try:
         found = _devices(backend)
     except ImportError as error:
@@ -66,6 +68,10 @@ def _devices(backend):
     framework = importlib.import_module(backend)
     if backend == "tensorflow":
         devices = framework.config.list_physical_devices()
+        if not framework.config.list_physical_devices("GPU"):
+            framework.config.set_logical_device_configuration(
+                devices[0], [framework.config.LogicalDeviceConfiguration()] * 2
+            )
         return {device.device_type.lower() for device in devices}
     if backend == "jax":
         return {device.platform for device in framework.devices()}

@@ -1,0 +1,182 @@
+"""What TensorFlow users do with a layer beyond `fit`."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from frameworks import statistics
+from tolerance import assert_near
+
+from keras_bnx import BatchNormalization, reference
+from keras_bnx.backends import tensorflow as backend
+
+X = np.random.default_rng(0).normal(2.0, 1.0, (8, 3)).astype("float32")
+
+
+def built(**arguments):
+    layer = BatchNormalization(**arguments)
+    layer.build((None, 3))
+    return layer
+
+
+@pytest.fixture(scope="module")
+def two_replicas():
+    """A strategy over conftest's two logical CPUs; two of them would collide."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_unknown_sizes_and_empty_batches_at_run_time(jit_compile, axis):
+    layer = BatchNormalization(axis=axis)
+    shape = [None, None, None]
+    shape[axis] = 3
+    layer.build(shape)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape, tf.float32)], jit_compile=jit_compile
+    )
+    def run(x):
+        return layer(x, training=True)
+
+    for rows in (4, 2, 0, 3):
+        size = [rows, 5, 5]
+        size[axis] = 3
+        x = np.random.default_rng(rows).normal(size=size).astype("float32")
+        before = statistics(layer)
+        y = run(x).numpy()
+        assert y.shape == x.shape and np.isfinite(y).all()
+        changed = (statistics(layer)["moving_mean"] != before["moving_mean"]).all()
+        assert changed == (rows > 0)
+
+
+@pytest.mark.parametrize("shape", [(5000, 3), (70, 3, 80), (2, 3, 50, 50), (4097, 1)])
+def test_sums_are_accurate_and_differentiable(shape):
+    axis = shape.index(3) if 3 in shape else 1
+    x = np.random.default_rng(0).uniform(size=shape).astype("float32")
+    axes = tuple(i for i in range(len(shape)) if i != axis)
+    t = tf.constant(x)
+    with tf.GradientTape() as outer:
+        outer.watch(t)
+        with tf.GradientTape() as inner:
+            inner.watch(t)
+            total = backend.reduce_sum(t, axis=axes, keepdims=True)
+            cube = tf.reduce_sum(total**3)
+        gradient = inner.gradient(cube, t)
+    second = outer.gradient(gradient, t)
+    expected = x.astype(float).sum(axes, keepdims=True)
+    count = x.size / 3 if 3 in shape else x.size
+
+    assert_near(total.numpy(), expected, scale=0.0)
+    ones = np.ones_like(x, "float64")
+    assert_near(gradient.numpy(), 3 * expected**2 * ones, scale=0.0, units=16)
+    assert_near(second.numpy(), 6 * expected * count * ones, scale=0.0, units=64)
+
+
+@pytest.mark.parametrize("wrap", [tf.function, lambda f: f], ids=["graph", "eager"])
+def test_recomputing_is_seen(wrap):
+    seen = []
+
+    @tf.recompute_grad
+    def f(x):
+        seen.append(backend.is_recomputing())
+        return tf.sin(x)
+
+    @wrap
+    def step(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.reduce_sum(f(x))
+        return tape.gradient(y, x)
+
+    step(tf.constant(X))
+    assert seen == [False, True]
+
+
+def test_remat_updates_once_when_eager():
+    layer, plain = built(momentum=0.5), built(momentum=0.5)
+    call = keras.remat(lambda x: layer(x, training=True))
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(call(x) ** 3)
+    tape.gradient(y, x)
+    plain(X, training=True)
+
+    for name, value in statistics(plain).items():
+        np.testing.assert_allclose(statistics(layer)[name], value, rtol=1e-6)
+
+
+def test_saved_model_keeps_the_numbers(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), BatchNormalization()])
+    model(X, training=True)
+    model.export(tmp_path / "model", verbose=False)
+    archive = tf.saved_model.load(tmp_path / "model")
+    served = archive.serve(X)
+
+    np.testing.assert_allclose(served, model.predict(X, verbose=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("renorm", [False, True])
+def test_synchronized_replicas_are_one_batch(two_replicas, mean, masked, renorm):
+    """Unequal counts by the mask; outputs, statistics and gradients."""
+    rng = np.random.default_rng(0)
+    halves = [
+        rng.normal(mean + 3 * i, 1.0 + i, (6, 3)).astype("float32") for i in (0, 1)
+    ]
+    masks = [np.arange(6) < 6, np.arange(6) < (2 if masked else 6)]
+    dys = rng.normal(size=(2, 6, 3)).astype("float32")
+    with two_replicas.scope():
+        layer = built(synchronized=True, momentum=0.5, renorm=renorm)
+
+    def per_replica(values):
+        return two_replicas.experimental_distribute_values_from_function(
+            lambda c: tf.constant(values[c.replica_id_in_sync_group])
+        )
+
+    @tf.function
+    def run(x, mask, dy):
+        def step(x, mask, dy):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True, mask=mask)
+                loss = tf.reduce_sum(y * dy)
+            return y, tape.gradient(loss, x)
+
+        return two_replicas.run(step, (x, mask, dy))
+
+    y, dx = (
+        np.concatenate([v.numpy() for v in two_replicas.experimental_local_results(r)])
+        for r in run(*map(per_replica, (halves, masks, dys)))
+    )
+    x = np.concatenate(halves)
+    weights = np.concatenate(masks)[:, None].astype(float)
+    step = reference.batch_normalization(
+        x,
+        reference.State(np.zeros(3), np.ones(3)),
+        reference.Arguments(momentum=0.5, renorm=renorm),
+        weights=weights,
+    )
+    expected, *_ = reference.gradients(step, dys.reshape(12, 3), x)
+
+    scale = 10.0 + (mean if renorm else 0)
+    assert_near(y, step.y, scale=scale)
+    assert_near(dx, expected, scale=scale * step.r)
+    assert_near(statistics(layer)["moving_mean"], step.state.moving_mean, scale=1.0)
+    name = "moving_variance"
+    assert_near(statistics(layer)[name], getattr(step.state, name), scale=1.0)
+
+
+def test_a_replica_without_rows_poisons_nobody(two_replicas):
+    with two_replicas.scope():
+        model = keras.Sequential(
+            [keras.Input((3,)), BatchNormalization(), keras.layers.Dense(1)]
+        )
+        model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(17, 3)).astype("float32")
+    model.fit(x, x[:, :1], batch_size=8, epochs=2, verbose=0)
+
+    assert all(np.isfinite(w.numpy()).all() for w in model.weights)
+    assert np.isfinite(model.predict(x, verbose=0)).all()

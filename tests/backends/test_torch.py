@@ -1,0 +1,149 @@
+"""What PyTorch users do with a layer beyond `fit`."""
+
+import numpy as np
+import pytest
+import torch
+from frameworks import statistics
+
+from keras_bnx import BatchNormalization
+from keras_bnx.backends import torch as backend
+
+X = torch.tensor(np.random.default_rng(0).normal(2.0, 1.0, (8, 3)).astype("float32"))
+G, B = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+
+
+def built(**arguments):
+    layer = BatchNormalization(**arguments)
+    layer.build((None, 3))
+    return layer
+
+
+def function(training=True, **arguments):
+    layer = built(**arguments)
+    state = [v.value for v in layer.non_trainable_variables]
+
+    def f(gamma, beta, x):
+        return layer.stateless_call([gamma, beta], state, x, training=training)[0]
+
+    return f
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("renorm", [True, False])
+def test_func_grad_and_jvp_agree(training, renorm):
+    f = function(training, renorm=renorm)
+    tangents = tuple(torch.cos(7 * v + 1) for v in (G, B, X))
+
+    def loss(*args):
+        return (f(*args) * torch.sin(5 * X)).sum()
+
+    _, forward = torch.func.jvp(loss, (G, B, X), tangents)
+    reverse = torch.func.grad(loss, (0, 1, 2))(G, B, X)
+    expected = sum((a * b).sum() for a, b in zip(reverse, tangents, strict=True))
+    torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_vmap_over_inputs_and_over_weights(training):
+    f = function(training)
+    xs, gammas, betas = (torch.stack([v, 2 * v + 1]) for v in (X, G, B))
+
+    over_inputs = torch.vmap(lambda x: f(G, B, x))(xs)
+    over_weights = torch.vmap(lambda g, b: f(g, b, X))(gammas, betas)
+    for i in range(2):
+        torch.testing.assert_close(over_inputs[i], f(G, B, xs[i]), rtol=1e-5, atol=1e-5)
+        expected = f(gammas[i], betas[i], X)
+        torch.testing.assert_close(over_weights[i], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_hessian():
+    f = function()
+    hessian = torch.func.hessian(lambda x: (f(G, B, x) ** 3).sum())(X[:4])
+    hessian = hessian.reshape(12, 12)
+
+    assert hessian.abs().max() > 0.1
+    torch.testing.assert_close(hessian, hessian.T, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compile_makes_one_graph_for_all_batch_sizes(training):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    layer, eager = built(), built()
+    # Keras creates a global at its first call, which the next one's guards miss.
+    expected = [eager(X[:rows], training=training) for rows in (8, 5, 7)]
+    run = torch.compile(
+        lambda x: layer(x, training=training),
+        fullgraph=True,
+        dynamic=True,
+        backend=counting,
+    )
+    for y in expected:
+        torch.testing.assert_close(run(X[: len(y)]), y, rtol=1e-5, atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_the_code_generator_compiles_a_training_step():
+    torch._dynamo.reset()
+    layer, eager = built(momentum=0.5), built(momentum=0.5)
+    run = torch.compile(lambda x: layer(x, training=True), fullgraph=True)
+    grads = []
+    for f in (run, lambda x: eager(x, training=True)):
+        x = X.clone().requires_grad_()
+        (f(x) ** 3).sum().backward()
+        grads.append(x.grad)
+
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    for name, value in statistics(eager).items():
+        np.testing.assert_allclose(statistics(layer)[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_export_keeps_the_numbers(training):
+    layer = built()
+    layer(X, training=True)
+    layer.eval()
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, training=training)
+
+    program = torch.export.export(Module(), (X,))
+    expected = layer(X, training=training)
+    torch.testing.assert_close(program.module()(X), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_recomputing_is_only_inside_backward():
+    seen = []
+
+    def f(x):
+        seen.append(backend.is_recomputing())
+        return x.sin()
+
+    x = X.clone().requires_grad_()
+    torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False).sum().backward()
+    assert seen == [False, True]
+    assert not backend.is_recomputing()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_torchs_own_checkpoint_updates_once(use_reentrant):
+    layer, plain = built(momentum=0.5), built(momentum=0.5)
+    x = X.clone().requires_grad_()
+    y = torch.utils.checkpoint.checkpoint(
+        lambda x: layer(x, training=True), x, use_reentrant=use_reentrant
+    )
+    y.pow(3).sum().backward()
+    plain(X, training=True)
+
+    for name, value in statistics(plain).items():
+        np.testing.assert_array_equal(statistics(layer)[name], value)
