@@ -64,7 +64,11 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum):
         size = 1
         for i in axes:
             size = size * shape[i]
-        size = count = ops.cast(size, x.dtype)
+        # A product keeps PyTorch's symbolic sizes symbolic, so that compiled code
+        # serves any batch; converting them to a tensor would fix them.
+        one = ops.ones((), dtype=x.dtype)
+        size = ops.cast(size, x.dtype) if ops.is_tensor(size) else one * size
+        count = size
     else:
         counted = weights > 0
         weights = ops.where(counted, weights, ops.zeros_like(weights))
