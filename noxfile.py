@@ -56,7 +56,7 @@ def lint(session):
 @nox.parametrize(["backend", "device"], COLUMNS)
 def tests(session, backend, device):
     """One column of the matrix; arguments after -- go to pytest."""
-    python = prepare(session, f"{backend}-{device}", "test", f"test-{backend}")
+    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
     session.run(
         python,
         "-m",

@@ -43,7 +43,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     element; real weights do as well (rows of sample weight 0, say). All
     elements are normalized, and the mask is passed on. Where the weight is 0 the
     input may be NaN or inf: it reaches neither statistics nor gradients, and its
-    output is `beta`.
+    output is that of the mean, `beta` (under renorm `beta + d * gamma`). So is the
+    output of a channel that a mask of the inputs' rank leaves out as a whole.
 
     **Mixed precision.** Statistics, weights and arithmetic are float32 under
     16-bit policies, also under `"float16"` and `"bfloat16"`, where a moving
@@ -258,6 +259,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 usable = ops.logical_and(usable, ops.cast(training, "bool"))
             if self.renorm:
                 gamma, beta = self._renormalize(batch, usable, gamma, beta)
+            if weights is not None and weights.shape[axis] != 1:
+                # Channels of padding alone, in a batch that isn't padding alone.
+                absent = ops.logical_and(batch.size == 0, ops.any(batch.size > 0))
+                gamma = ops.ones_like(mean) if gamma is None else gamma
+                gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
             shift = ops.where(usable, batch.shift, shift)
             mean = ops.where(usable, batch.mean, mean)
             variance = ops.where(usable, batch.variance, variance)
@@ -343,8 +349,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if self.renorm:
             stddev = ops.sqrt(self.moving_variance + self.epsilon)
             self.moving_stddev.assign(stddev)
-            self.renorm_stddev.assign(stddev)
-            self.renorm_mean.assign(self.moving_mean)
+            # Copies: JAX keeps the array it is given, and lets none be donated twice.
+            self.renorm_stddev.assign(ops.copy(stddev))
+            self.renorm_mean.assign(ops.copy(self.moving_mean))
 
     @property
     def _statistics_dtype(self):

@@ -127,7 +127,9 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
 
     mean = np.where(usable, mean, state.moving_mean)
     variance = np.where(usable, variance, state.moving_variance)
-    inv = 1.0 / np.sqrt(variance + a.epsilon)
+    # A channel of padding alone, in a batch that isn't padding alone, gives beta.
+    absent = (size == 0) & (size > 0).any() & training
+    inv = np.where(absent, 0.0, 1.0 / np.sqrt(variance + a.epsilon))
     with np.errstate(invalid="ignore"):
         x_hat = (rows - mean) * inv  # BN, Algorithm 1, line 3; Algorithm 2, line 11
     x_hat = np.where((w > 0) | np.isfinite(rows), x_hat, 0.0)

@@ -360,6 +360,32 @@ def test_nan_in_padding_reaches_nothing(training, poison):
         np.testing.assert_allclose(with_poison, with_zero, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"renorm": True}, {"scale": False}])
+def test_a_channel_of_padding_alone_gives_beta(arguments):
+    """What Keras's own masks do to a layer with `axis=1`: they cover its channels."""
+    x = random(6, 3, 4, mean=2.0)
+    x[:, 1] = 0.0
+    masked = keras.layers.Masking()(x)
+    layer = BatchNormalization(axis=1, momentum=0.5, **arguments)
+    layer.build(x.shape)
+    layer.beta.assign([1.0, 2.0, 3.0])
+    before = statistics(layer)
+    y = to_numpy(layer(masked, training=True))
+    after = statistics(layer)
+
+    np.testing.assert_array_equal(y[:, 1], np.full((6, 4), 2.0))
+    state, arguments = (
+        State(np.zeros(3), np.ones(3)),
+        Arguments(axis=1, beta=[1.0, 2.0, 3.0], renorm="renorm" in arguments),
+    )
+    weights = (x != 0).any(-1, keepdims=True)
+    expected = batch_normalization(x, state, arguments, weights=weights).y
+    assert_near(y, expected, scale=10.0)
+    for name in after:
+        assert after[name][1] == before[name][1], name
+        assert after[name][0] != before[name][0], name
+
+
 def test_masks_are_passed_on():
     x = keras.layers.Masking()(np.ones((2, 4, 3), "float32"))
     model = keras.Sequential([keras.layers.Masking(), BatchNormalization()])

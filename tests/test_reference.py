@@ -102,8 +102,13 @@ def test_what_cannot_be_counted_changes_nothing(renorm):
 
     for name, value in vars(step.state).items():
         np.testing.assert_array_equal(value, getattr(state, name), err_msg=name)
-    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.5])
+    # The first channel is padding alone; the second has moving statistics to use.
+    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.0])
     np.testing.assert_allclose(step.y[1, 1], 1.0)
+    step = batch_normalization(
+        x[:, :1], State([1.0], [4.0]), arguments, weights=[[0.0]]
+    )
+    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.5])
 
 
 @pytest.mark.parametrize("training", [True, False])
