@@ -32,7 +32,16 @@ def is_recomputing():
     return False
 
 
-def moments(x, weights, *, axis, reduce_sum=ops.sum):
+def pick_element(x, axes):
+    """Picks one element of each channel, keeping the axes; 0 where there is none."""
+    first = tuple(
+        slice(0, 1) if i in axes else slice(None) for i in range(len(x.shape))
+    )
+    # The sum of one element is that element, and of none it is zero.
+    return ops.sum(x[first], axis=axes, keepdims=True) if axes else x
+
+
+def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
     """Computes `count`, `size`, mean and variance per channel.
 
     Args:
@@ -42,6 +51,7 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum):
             be NaN.
         axis: the channel axis, not negative.
         reduce_sum: what takes sums, for backends whose own isn't accurate.
+        pick_element: what takes the shift, for arrays that can't be sliced.
 
     Returns:
         `Moments` of shape `(channels,)`. A channel in which nothing counts has
@@ -55,11 +65,7 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum):
         return reduce_sum(values, axis=axes, keepdims=True) if axes else values
 
     if weights is None:
-        first = tuple(
-            slice(None) if i == axis else slice(0, 1) for i in range(len(shape))
-        )
-        # The sum of one element is that element, and of none it is zero.
-        shift = ops.stop_gradient(total(x[first]))
+        shift = ops.stop_gradient(pick_element(x, axes))
         shifted = x - shift
         size = 1
         for i in axes:

@@ -100,8 +100,11 @@ def test_remat_keeps_gradients_and_one_update():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_sharded_arrays_are_one_batch():
-    mesh = jax.make_mesh((len(jax.devices()),), ("batch",))
+@pytest.mark.parametrize(
+    "kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
+)
+def test_sharded_arrays_are_one_batch(kind):
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(kind,))
     sharding = jax.NamedSharding(mesh, jax.P("batch"))
     f = jax.jit(function())
     y, state = f(G, B, jax.device_put(X, sharding))
