@@ -417,6 +417,10 @@ def test_renorm_starts_from_the_moving_statistics():
     np.testing.assert_array_equal(values["moving_stddev"], np.full(3, 2.0))
     layer(random(8, 3), training=True)
     assert (statistics(layer)["renorm_mean"] != values["renorm_mean"]).all()
+    # Equal numbers, not one array.
+    moving_mean = statistics(layer)["moving_mean"]
+    layer.renorm_mean.assign(np.full(3, 7.0))
+    np.testing.assert_array_equal(statistics(layer)["moving_mean"], moving_mean)
 
 
 def test_renorm_builds_inside_a_model_that_infers_its_shapes():

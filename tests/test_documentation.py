@@ -1,0 +1,42 @@
+"""The examples in the documents run, on every backend."""
+
+import doctest
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_bnx
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_docstring_examples_print_what_they_say():
+    tests = [
+        test
+        for test in doctest.DocTestFinder().find(keras_bnx.BatchNormalization)
+        if test.name == "BatchNormalization"
+    ]
+    assert len(tests) == 1 and tests[0].examples
+    assert doctest.DocTestRunner().run(tests[0]).failed == 0
+
+
+def test_the_readmes_code_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    names = {}
+    exec(code, names)
+    y = names["model"](np.ones((2, 4), "float32"))
+
+    assert tuple(y.shape) == (2, 10)
+    assert isinstance(names["model"].layers[1], keras_bnx.BatchNormalization)
+    assert isinstance(names["model"].layers[1], keras.layers.BatchNormalization)
+
+
+def test_links_and_commands_of_the_readme_exist():
+    text = README.read_text()
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (README.parent / path).exists(), path
+    ci = (README.parent / ".ci" / "run").read_text()
+    assert "    python -m pip install nox && python -m nox\n" in text
+    assert "python -m pip install nox && python -m nox\n" in ci
