@@ -248,8 +248,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         variance = moving_variance
 
         traced = backends.active().is_traced(training)
-        # An empty batch, known to be empty, has no statistics to take.
-        if self.trainable and (traced or training) and 0 not in tuple(x.shape):
+        # An empty batch, known to be empty, has no statistics to take; but where
+        # replicas wait for each other's sums, each has to take part.
+        takes_part = self.synchronized or 0 not in tuple(x.shape)
+        if self.trainable and (traced or training) and takes_part:
             batch = moments(x, weights, axis=axis, synchronized=self.synchronized)
             usable = ops.logical_and(
                 batch.size > 0,
@@ -261,7 +263,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 gamma, beta = self._renormalize(batch, usable, gamma, beta)
             if weights is not None and weights.shape[axis] != 1:
                 # Channels of padding alone, in a batch that isn't padding alone.
-                absent = ops.logical_and(batch.size == 0, ops.any(batch.size > 0))
+                absent = ops.logical_and(batch.size == 0, ops.any(usable))
                 gamma = ops.ones_like(mean) if gamma is None else gamma
                 gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
             shift = ops.where(usable, batch.shift, shift)

@@ -128,7 +128,7 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     mean = np.where(usable, mean, state.moving_mean)
     variance = np.where(usable, variance, state.moving_variance)
     # A channel of padding alone, in a batch that isn't padding alone, gives beta.
-    absent = (size == 0) & (size > 0).any() & training
+    absent = (size == 0) & usable.any()
     inv = np.where(absent, 0.0, 1.0 / np.sqrt(variance + a.epsilon))
     with np.errstate(invalid="ignore"):
         x_hat = (rows - mean) * inv  # BN, Algorithm 1, line 3; Algorithm 2, line 11

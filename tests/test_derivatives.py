@@ -105,9 +105,13 @@ def test_compiled_is_eager_and_traced_once(training, renorm, masked):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_training_may_be_a_traced_tensor(training):
+@pytest.mark.parametrize("masked", [False, True])
+def test_training_may_be_a_traced_tensor(training, masked):
     layer = built(momentum=0.5)
     x = data(8, 3).astype("float32") + 4
+    # A mask that leaves out a channel as a whole.
+    mask = np.broadcast_to([True, False, True], (8, 3)) if masked else None
+    mask = ops.convert_to_tensor(mask) if masked else None
 
     def f(x, training):
         y, state = layer.stateless_call(
@@ -115,6 +119,7 @@ def test_training_may_be_a_traced_tensor(training):
             [v.value for v in layer.non_trainable_variables],
             x,
             training=training,
+            mask=mask,
         )
         return y, state[0]
 
@@ -122,7 +127,7 @@ def test_training_may_be_a_traced_tensor(training):
     y, mean = run(ops.convert_to_tensor(x), ops.convert_to_tensor(training))
 
     other = built(momentum=0.5)
-    expected = to_numpy(other(x, training=training))
+    expected = to_numpy(other(x, training=training, mask=mask))
     np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(to_numpy(mean), statistics(other)["moving_mean"])
 

@@ -102,13 +102,25 @@ def test_what_cannot_be_counted_changes_nothing(renorm):
 
     for name, value in vars(step.state).items():
         np.testing.assert_array_equal(value, getattr(state, name), err_msg=name)
-    # The first channel is padding alone; the second has moving statistics to use.
-    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.0])
-    np.testing.assert_allclose(step.y[1, 1], 1.0)
-    step = batch_normalization(
-        x[:, :1], State([1.0], [4.0]), arguments, weights=[[0.0]]
-    )
+    # Neither channel has statistics of its own: moving ones serve both.
     np.testing.assert_allclose(step.y[:, 0], [0.0, 0.5])
+    np.testing.assert_allclose(step.y[1, 1], 1.0)
+
+
+def test_a_channel_of_padding_alone_gives_beta():
+    weights = [[0.0, 1.0], [0.0, 1.0]]
+    arguments = Arguments(beta=[3.0, 0.0], epsilon=1e-12)
+    step = batch_normalization(
+        [[1.0, 1.0], [2.0, 3.0]],
+        State([1.0, 1.0], [4.0, 4.0]),
+        arguments,
+        weights=weights,
+    )
+
+    np.testing.assert_allclose(step.y, [[3.0, -1.0], [3.0, 1.0]])
+    dx, dgamma, _ = gradients(step, np.ones((2, 2)), np.ones((2, 2)))
+    np.testing.assert_allclose(dx[:, 0], 0.0)
+    assert dgamma[0] == 0.0
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -180,3 +180,21 @@ def test_a_replica_without_rows_poisons_nobody(two_replicas):
 
     assert all(np.isfinite(w.numpy()).all() for w in model.weights)
     assert np.isfinite(model.predict(x, verbose=0)).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ragged_tensors_are_normalized_by_what_they_hold(training):
+    lengths = [3, 0, 5]
+    ragged = tf.RaggedTensor.from_row_lengths(X, lengths)
+    layer, flat = built(), built()
+    y = layer(ragged, training=training)
+
+    assert isinstance(y, tf.RaggedTensor)
+    np.testing.assert_array_equal(y.row_lengths(), lengths)
+    np.testing.assert_allclose(
+        y.flat_values, flat(X, training=training), rtol=1e-5, atol=1e-6
+    )
+    for name, value in statistics(flat).items():
+        np.testing.assert_allclose(statistics(layer)[name], value, rtol=1e-6)
+    with pytest.raises(ValueError, match="ragged_rank=1"):
+        BatchNormalization(axis=0)(ragged, training=True)
