@@ -12,6 +12,8 @@ takes the packages it finds. Nothing is decided here: pytest alone makes a colum
 pass, fail or refuse to start.
 """
 
+import argparse
+import os
 import sys
 
 import nox
@@ -71,13 +73,10 @@ def tests(session, backend, device):
 @nox.session
 def demo(session):
     """Trains on handwritten digits; after --: --backend, --data mnist, --help."""
-    backend = "jax"
-    arguments = list(session.posargs)
-    for i, argument in enumerate(arguments):
-        if argument == "--backend" and i + 1 < len(arguments):
-            backend = arguments[i + 1]
-        elif argument.startswith("--backend="):
-            backend = argument.partition("=")[2]
+    # The script reads its own arguments; this one decides what to install.
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--backend", default="jax")
+    backend = parser.parse_known_args(session.posargs)[0].backend
     if backend not in ("tensorflow", "jax", "torch"):
         session.error(
             f"There is no such backend. Received: --backend {backend}. "
@@ -87,6 +86,10 @@ def demo(session):
     session.run(
         python,
         "examples/mnist_mlp.py",
-        *arguments,
-        env={"KERAS_BACKEND": backend},
+        *session.posargs,
+        # With --no-venv the package needn't be installed.
+        env={
+            "KERAS_BACKEND": backend,
+            "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
+        },
     )
