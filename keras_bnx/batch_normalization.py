@@ -323,11 +323,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         config = dict(config)
         config.pop("fused", None)
         for name in ("virtual_batch_size", "adjustment"):
-            if config.pop(name, None) is not None:
+            value = config.pop(name, None)
+            if value is not None:
                 raise ValueError(
                     f"`{name}` of Keras 2 isn't supported. "
-                    "Received a config with a value other than None. Set it to "
-                    "None: inference doesn't depend on it."
+                    f"Received: {name}={value!r}. Set it to None: inference doesn't "
+                    "depend on it."
                 )
         return super().from_config(config)
 
