@@ -179,11 +179,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 "static size there, or choose another `axis`."
             )
 
+        dtype = "float64" if self.variable_dtype == "float64" else "float32"
+
         def add(name, initializer, **kwargs):
             return self.add_weight(
                 name=name,
                 shape=(channels,),
-                dtype=self._statistics_dtype,
+                dtype=dtype,
                 initializer=initializer,
                 autocast=False,
                 **kwargs,
@@ -232,11 +234,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tuple(input_shape)
 
     def call(self, inputs, training=None, mask=None):
-        x = self._upcast(inputs)
+        x = self._widen(inputs)
         axis = self._channel_axis(len(x.shape))
-        weights = None if mask is None else mask_to_weights(mask, x, axis=axis)
+        arithmetic = backends.choose(x, synchronized=self.synchronized)
+        dtype = _statistics_dtype(x)
+        weights = None if mask is None else mask_to_weights(mask, x, dtype, axis=axis)
         gamma, beta, moving_mean, moving_variance = (
-            None if weight is None else ops.cast(weight, x.dtype)
+            None if weight is None else ops.cast(weight, dtype)
             for weight in (
                 self.gamma,
                 self.beta,
@@ -246,19 +250,29 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         shift, mean = moving_mean, ops.zeros_like(moving_mean)
         variance = moving_variance
+        share = None
 
-        traced = backends.active().is_traced(training)
+        backend = backends.active()
+        traced = backend.is_traced(training)
         # An empty batch, known to be empty, has no statistics to take; but where
         # replicas wait for each other's sums, each has to take part.
         takes_part = self.synchronized or 0 not in tuple(x.shape)
         if self.trainable and (traced or training) and takes_part:
-            batch = moments(x, weights, axis=axis, synchronized=self.synchronized)
-            usable = ops.logical_and(
-                batch.size > 0,
-                ops.logical_and(ops.isfinite(batch.mean), ops.isfinite(batch.variance)),
+            batch = moments(
+                x,
+                weights,
+                axis=axis,
+                arithmetic=arithmetic,
+                all_reduce_sum=backend.all_reduce_sum if self.synchronized else None,
             )
+            usable = backend.is_known_finite(batch.mean, batch.variance)
+            if not usable:
+                usable = ops.logical_and(
+                    ops.isfinite(batch.mean), ops.isfinite(batch.variance)
+                )
+            usable = _both(batch.size > 0, usable)
             if traced:
-                usable = ops.logical_and(usable, ops.cast(training, "bool"))
+                usable = _both(usable, ops.cast(training, "bool"))
             if self.renorm:
                 gamma, beta = self._renormalize(batch, usable, gamma, beta)
             if weights is not None and weights.shape[axis] != 1:
@@ -266,22 +280,29 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 absent = ops.logical_and(batch.size == 0, ops.any(usable))
                 gamma = ops.ones_like(mean) if gamma is None else gamma
                 gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
-            shift = ops.where(usable, batch.shift, shift)
-            mean = ops.where(usable, batch.mean, mean)
-            variance = ops.where(usable, batch.variance, variance)
-            if not backends.active().is_recomputing():
+            shift = _select(usable, batch.shift, shift)
+            mean = _select(usable, batch.mean, mean)
+            variance = _select(usable, batch.variance, variance)
+            share = 1.0 / (
+                batch.count
+                if usable is True
+                else ops.where(usable, batch.count, ops.full_like(mean, math.inf))
+            )
+            if not backend.is_recomputing():
                 self._update_statistics(batch, usable)
 
         outputs = normalize(
             x,
             weights,
             axis=axis,
+            arithmetic=arithmetic,
             shift=shift,
             mean=mean,
             variance=variance,
             epsilon=self.epsilon,
             gamma=gamma,
             beta=beta,
+            share=share,
         )
         return ops.cast(outputs, self.compute_dtype)
 
@@ -356,10 +377,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.renorm_stddev.assign(ops.copy(stddev))
             self.renorm_mean.assign(ops.copy(self.moving_mean))
 
-    @property
-    def _statistics_dtype(self):
-        return "float64" if self.variable_dtype == "float64" else "float32"
-
     def _channel_axis(self, ndim):
         if not -ndim <= self.axis < ndim:
             raise ValueError(
@@ -369,7 +386,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
         return self.axis % ndim
 
-    def _upcast(self, inputs):
+    def _widen(self, inputs):
+        """Returns the inputs in the dtype that holds them and the outputs.
+
+        Inputs in 16 bits stay so where the outputs are of the same dtype: the
+        arithmetic is float32 whatever the dtype it reads and writes.
+        """
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if "complex" in dtype:
             raise ValueError(
@@ -377,8 +399,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 f"Received: inputs.dtype={dtype}. Normalize the real and imaginary "
                 "parts as channels of their own."
             )
-        wide = "float64" in (dtype, self.compute_dtype, self.variable_dtype)
-        return ops.cast(inputs, "float64" if wide else "float32")
+        dtypes = {dtype, self.compute_dtype, self.variable_dtype}
+        if "float64" in dtypes:
+            return ops.cast(inputs, "float64")
+        narrow = dtype == self.compute_dtype and dtype in ("bfloat16", "float16")
+        return inputs if narrow else ops.cast(inputs, "float32")
 
     def _renormalize(self, batch, usable, gamma, beta):
         """Returns gamma and beta for `x_hat * r + d`."""
@@ -390,8 +415,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             epsilon=self.epsilon,
             **self.renorm_clipping,
         )
-        r = ops.where(usable, r, ops.ones_like(r))
-        d = ops.where(usable, d, ops.zeros_like(d))
+        r = _select(usable, r, ops.ones_like(r))
+        d = _select(usable, d, ops.zeros_like(d))
         if gamma is not None:
             r, d = r * gamma, d * gamma
         return r, d if beta is None else d + beta
@@ -399,20 +424,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def _update_statistics(self, batch, usable):
         """Moves each statistic of each usable channel towards the batch's."""
         # One element has a mean but no variance; 0 would be far from any truth.
-        has_variance = ops.logical_and(usable, batch.size > 1)
-        batch = type(batch)(*map(ops.stop_gradient, batch))
+        has_variance = _both(usable, batch.size > 1)
+        batch = batch._replace(
+            mean=ops.stop_gradient(batch.mean),
+            variance=ops.stop_gradient(batch.variance),
+        )
         dtype = batch.mean.dtype
 
         def value(weight):
             return ops.cast(weight, dtype)
 
         def follow_mean(weight, momentum):
-            new = update_mean(value(weight), batch, momentum=momentum)
-            weight.assign(ops.where(usable, new, value(weight)))
+            old = value(weight)
+            new = update_mean(old, batch, momentum=momentum)
+            weight.assign(_select(usable, new, old))
 
         def follow_scale(weight, old, new, momentum):
             new = update_scale(old, new, momentum=momentum)
-            weight.assign(ops.where(has_variance, new, value(weight)))
+            weight.assign(_select(has_variance, new, value(weight)))
             return new
 
         follow_mean(self.moving_mean, self.momentum)
@@ -428,7 +457,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         new_variance = ops.maximum(
             ops.square(stddev) - self.epsilon, ops.zeros_like(stddev)
         )
-        self.moving_variance.assign(ops.where(has_variance, new_variance, variance))
+        self.moving_variance.assign(_select(has_variance, new_variance, variance))
         follow_mean(self.renorm_mean, self.renorm_momentum)
         follow_scale(
             self.renorm_stddev,
@@ -436,6 +465,23 @@ class BatchNormalization(keras.layers.BatchNormalization):
             batch_stddev,
             self.renorm_momentum,
         )
+
+
+def _statistics_dtype(x):
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _both(a, b):
+    """`logical_and` that does nothing where a condition is known to be true."""
+    if a is True or b is True:
+        return b if a is True else a
+    return ops.logical_and(a, b)
+
+
+def _select(condition, a, b):
+    """`where` that does nothing where the condition is known to be true."""
+    return a if condition is True else ops.where(condition, a, b)
 
 
 def _validate_axis(axis):

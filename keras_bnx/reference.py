@@ -152,9 +152,9 @@ def gradients(step, dy, x):
     dy = _rows(dy, a.axis)
     x = _rows(x, a.axis)
     gamma = 1.0 if a.gamma is None else np.asarray(a.gamma, float)
-    sums = dy.sum(0) + step.x_hat * (dy * step.x_hat).sum(0)
-    # An element that was taken for the mean has no part in its own output.
+    # The output of an element that was taken for the mean doesn't depend on the batch.
     own = np.where((step.weights > 0) | np.isfinite(x), dy, 0.0)
+    sums = own.sum(0) + step.x_hat * (own * step.x_hat).sum(0)
     dx = gamma * step.r * step.inv * (own - step.share * sums)
     dgamma = (dy * (step.x_hat * step.r + step.d)).sum(0)
     return _restore(dx, a.axis, shape), dgamma, dy.sum(0)

@@ -8,7 +8,7 @@ from frameworks import functional, gradients, statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization, reference
+from keras_bnx import BatchNormalization, force_implementation, reference
 
 
 def make(case, cls=BatchNormalization):
@@ -59,9 +59,22 @@ def each(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
+# Native kernels add in their own order: in one chain of up to 4096 elements on
+# TensorFlow, which is off by up to 6 units.
+UNITS = {"generic": 4.0, "auto": 16.0}
+
+
+@pytest.fixture(params=list(UNITS))
+def implementation(request):
+    with force_implementation(request.param):
+        yield request.param
+
+
 @each(CASES)
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_and_statistics_are_the_oracles(case, training, float64):
+def test_outputs_and_statistics_are_the_oracles(
+    case, training, float64, implementation
+):
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
     state, arguments = oracle(layer)
@@ -75,14 +88,17 @@ def test_outputs_and_statistics_are_the_oracles(case, training, float64):
     scale = kappa(x, axis=case.axis, epsilon=epsilon, weights=weights)
     dtype = "float64" if case.dtype == "float64" else "float32"
     assert keras.backend.standardize_dtype(y.dtype) == dtype
-    assert_near(to_numpy(y), expected.y, scale=scale, dtype=dtype)
+    units = UNITS[implementation]
+    assert_near(to_numpy(y), expected.y, scale=scale, dtype=dtype, units=units)
     for name, value in statistics(layer).items():
         # Stored in `dtype`: one rounding of each product and sum.
-        assert_near(value, getattr(expected.state, name), scale=0.0, dtype=dtype)
+        assert_near(
+            value, getattr(expected.state, name), scale=0.0, dtype=dtype, units=units
+        )
 
 
 @each(CASES)
-def test_gradients_are_the_oracles(case, float64):
+def test_gradients_are_the_oracles(case, float64, implementation):
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
     state, arguments = oracle(layer)

@@ -6,17 +6,19 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 
 import keras_bnx
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_docstring_examples_print_what_they_say():
+@pytest.mark.parametrize("name", [n for n in keras_bnx.__all__ if n != "__version__"])
+def test_docstring_examples_print_what_they_say(name):
     tests = [
         test
-        for test in doctest.DocTestFinder().find(keras_bnx.BatchNormalization)
-        if test.name == "BatchNormalization"
+        for test in doctest.DocTestFinder().find(getattr(keras_bnx, name), name)
+        if test.name == name
     ]
     assert len(tests) == 1 and tests[0].examples
     assert doctest.DocTestRunner().run(tests[0]).failed == 0

@@ -29,7 +29,12 @@ def imports(path):
 
 
 def test_public_names_are_these():
-    assert keras_bnx.__all__ == ["BatchNormalization", "__version__"]
+    assert keras_bnx.__all__ == [
+        "BatchNormalization",
+        "__version__",
+        "explain_implementation",
+        "force_implementation",
+    ]
     registered = keras.saving.get_registered_name(keras_bnx.BatchNormalization)
     assert registered == "keras_bnx>BatchNormalization"
 

@@ -16,12 +16,21 @@ framework's own differentiation of these lines; `shift` cancels out of the
 result, so it has no gradient.
 """
 
+import keras
 from keras import ops
 
-from keras_bnx.backends import Moments
+from keras_bnx.backends import Arithmetic, Moments
 
 # There are no replicas to sum over.
 all_reduce_sum = None
+
+
+def obstacles(x, *, synchronized):
+    return [f"There are no native kernels for {keras.config.backend()!r}."]
+
+
+def is_known_finite(*vectors):
+    return False
 
 
 def is_traced(value):
@@ -45,9 +54,9 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
     """Computes `count`, `size`, mean and variance per channel.
 
     Args:
-        x: float32 or float64 tensor of shape `(batch, ..., channels, ...)`.
-        weights: `None`, or a tensor of `x`'s dtype and rank that broadcasts
-            against `x`; elements of weight zero or less don't count, and may
+        x: floating-point tensor of shape `(batch, ..., channels, ...)`.
+        weights: `None`, or a float32 or float64 tensor of `x`'s rank that
+            broadcasts against `x`; elements of weight zero or less don't count, and may
             be NaN.
         axis: the channel axis, not negative.
         reduce_sum: what takes sums, for backends whose own isn't accurate.
@@ -57,6 +66,7 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
         `Moments` of shape `(channels,)`. A channel in which nothing counts has
         count 0, shift 0, mean 0 and variance 0.
     """
+    x = widened(x)
     axes = tuple(i for i in range(len(x.shape)) if i != axis)
     shape = ops.shape(x)
 
@@ -102,22 +112,43 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
     return Moments(*map(per_channel, (count, size, shift, mean, variance)))
 
 
-def normalize(x, weights, *, axis, shift, mean, scale, offset):
-    """Computes `((x - shift) - mean) * scale + offset`.
+def normalize(
+    x, weights, *, axis, shift, mean, variance, epsilon, gamma, beta, share=None
+):
+    """Computes `((x - shift) - mean) * gamma / sqrt(variance + epsilon) + beta`.
 
     Args:
-        x: tensor of shape `(batch, ..., channels, ...)`.
+        x: floating-point tensor of shape `(batch, ..., channels, ...)`.
         weights: as in `moments`. An element that doesn't count and isn't finite
-            is taken for the mean: its output is `offset`, its gradient 0.
+            is taken for the mean: its output is `beta`, its gradient 0.
         axis: the channel axis, not negative.
         shift, mean: tensors of shape `(channels,)`; their sum is the mean.
-        scale, offset: tensors of shape `(channels,)`, or `None`.
+        variance: tensor of shape `(channels,)`.
+        epsilon: float, added to the variance.
+        gamma, beta: tensors of shape `(channels,)`, or `None`.
+        share: not needed here; see `Arithmetic`.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
     """
+    dtype, x = x.dtype, widened(x)
     shape = [1] * len(x.shape)
     shape[axis] = -1
     centered = (x - ops.reshape(shift, shape)) - ops.reshape(mean, shape)
     if weights is not None:
         harmless = ops.logical_or(weights > 0, ops.isfinite(x))
         centered = ops.where(harmless, centered, ops.zeros_like(centered))
+    # A root and a quotient per channel: some backends' rsqrt is approximate.
+    stddev = ops.sqrt(variance + epsilon)
+    scale = (ops.ones_like(stddev) if gamma is None else gamma) / stddev
     y = centered * ops.reshape(scale, shape)
-    return y if offset is None else y + ops.reshape(offset, shape)
+    return ops.cast(y if beta is None else y + ops.reshape(beta, shape), dtype)
+
+
+def widened(x):
+    """`x` in at least float32: sums of 16-bit numbers stall."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return ops.cast(x, "float64" if dtype == "float64" else "float32")
+
+
+generic = native = Arithmetic("generic", "keras.ops", moments, normalize)

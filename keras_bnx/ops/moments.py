@@ -2,28 +2,27 @@
 
 from keras import ops
 
-from keras_bnx import backends
 from keras_bnx.backends import Moments
 
 
-def moments(inputs, weights=None, *, axis, synchronized=False):
+def moments(inputs, weights=None, *, axis, arithmetic, all_reduce_sum=None):
     """Computes mean and variance of each channel over all other axes.
 
     `n = sum(w)`, `mean = sum(w * x) / n`, `variance = sum(w * (x - mean)**2) / n`
     (Ioffe and Szegedy 2015, Algorithm 1), with `w = 1` without weights.
 
     Args:
-        inputs: float32 or float64 tensor, `(batch, ..., channels, ...)`.
+        inputs: floating-point tensor, `(batch, ..., channels, ...)`.
         weights: `None`, or a tensor that broadcasts against `inputs`.
         axis: the channel axis, not negative.
-        synchronized: take the statistics over all replicas.
+        arithmetic: the `Arithmetic` that takes the sums.
+        all_reduce_sum: what sums over replicas, where there are any.
 
     Returns:
-        `Moments`, tensors of shape `(channels,)`.
+        `Moments`, tensors of shape `(channels,)`, at least float32.
     """
-    backend = backends.active()
-    batch = backend.moments(inputs, weights, axis=axis)
-    return _merge(batch, backend.all_reduce_sum) if synchronized else batch
+    batch = arithmetic.moments(inputs, weights, axis=axis)
+    return _merge(batch, all_reduce_sum) if all_reduce_sum else batch
 
 
 def _merge(local, all_reduce_sum):

@@ -1,12 +1,19 @@
 """Step 2: centering, scale and offset."""
 
-from keras import ops
-
-from keras_bnx import backends
-
 
 def normalize(
-    inputs, weights=None, *, axis, shift, mean, variance, epsilon, gamma, beta
+    inputs,
+    weights=None,
+    *,
+    axis,
+    arithmetic,
+    shift,
+    mean,
+    variance,
+    epsilon,
+    gamma,
+    beta,
+    share=None,
 ):
     """Computes `(x - shift - mean) * gamma / sqrt(variance + epsilon) + beta`.
 
@@ -14,22 +21,32 @@ def normalize(
     mean is large: at mean/std = 1e5 the float32 error is 1e-7, not 2e-2.
 
     Args:
-        inputs: float32 or float64 tensor, `(batch, ..., channels, ...)`.
+        inputs: floating-point tensor, `(batch, ..., channels, ...)`.
         weights: `None`, or a tensor that broadcasts against `inputs`. All
             elements are normalized; those of weight zero that aren't finite
             give `beta`, and no gradient.
         axis: the channel axis, not negative.
+        arithmetic: the `Arithmetic` that does it, the one of the moments.
         shift, mean: tensors of shape `(channels,)`; the mean is their sum.
         variance: tensor of shape `(channels,)`.
         epsilon: float, added to the variance.
         gamma, beta: tensors of shape `(channels,)`, or `None`.
+        share: `None` where the statistics don't depend on the inputs. Otherwise
+            a tensor of shape `(channels,)`, `1 / n` where they are the batch's,
+            0 where not: the gradient runs through them.
 
     Returns:
         Tensor of the shape and dtype of `inputs`.
     """
-    # A root and a quotient per channel: some backends' rsqrt is approximate.
-    stddev = ops.sqrt(variance + epsilon)
-    scale = (ops.ones_like(stddev) if gamma is None else gamma) / stddev
-    return backends.active().normalize(
-        inputs, weights, axis=axis, shift=shift, mean=mean, scale=scale, offset=beta
+    return arithmetic.normalize(
+        inputs,
+        weights,
+        axis=axis,
+        shift=shift,
+        mean=mean,
+        variance=variance,
+        epsilon=epsilon,
+        gamma=gamma,
+        beta=beta,
+        share=share,
     )

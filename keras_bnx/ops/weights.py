@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 
-def mask_to_weights(mask, inputs, *, axis):
+def mask_to_weights(mask, inputs, dtype, *, axis):
     """Turns any mask into weights that broadcast against the inputs.
 
     Statistics count elements by weight, `n = sum(w)`; a mask is the case of
@@ -22,11 +22,12 @@ def mask_to_weights(mask, inputs, *, axis):
     Args:
         mask: tensor, array or nested list; bool, or real weights. Negative and
             NaN weights count as 0. No gradient flows to a mask.
-        inputs: floating-point tensor of shape `(batch, ..., channels, ...)`.
+        inputs: tensor of shape `(batch, ..., channels, ...)`.
+        dtype: the dtype of the weights.
         axis: the channel axis, not negative.
 
     Returns:
-        Tensor of `inputs`' rank and dtype that broadcasts against `inputs`.
+        Tensor of `inputs`' rank that broadcasts against `inputs`.
 
     Raises:
         ValueError: if no shape fits, or the mask is complex.
@@ -55,7 +56,7 @@ def mask_to_weights(mask, inputs, *, axis):
     # Sizes that aren't known yet come from the mask itself.
     sizes = iter(n for n, m in zip(ops.shape(mask), mask_shape, strict=True) if m != 1)
     shape = [1 if n == 1 else next(sizes) for n in shape]
-    return ops.stop_gradient(ops.reshape(ops.cast(mask, inputs.dtype), shape))
+    return ops.stop_gradient(ops.reshape(ops.cast(mask, dtype), shape))
 
 
 def _candidates(shape, ndim, axis):

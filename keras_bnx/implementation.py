@@ -1,0 +1,104 @@
+"""Which arithmetic runs: asking, and deciding it for tests and bug reports."""
+
+from typing import NamedTuple
+
+import keras
+
+from keras_bnx import backends
+from keras_bnx.batch_normalization import BatchNormalization
+
+
+class Explanation(NamedTuple):
+    """What runs for a call, and why.
+
+    Attributes:
+        implementation: `"native"` or `"generic"`.
+        kernels: what does the work, in words.
+        reasons: list of sentences, why it isn't native; empty where it is.
+    """
+
+    implementation: str
+    kernels: str
+    reasons: list
+
+    def __str__(self):
+        return " ".join([f"{self.implementation} ({self.kernels}).", *self.reasons])
+
+
+def force_implementation(implementation):
+    """Decides which arithmetic layers use, inside of a `with` statement.
+
+    `"native"` is a framework's own kernels with a gradient that keeps the inputs
+    only, `"generic"` the same formulas in `keras.ops`. By default, `"auto"`, native
+    runs where it can. Force one to compare results, or for a bug report; the
+    environment variable `KERAS_BNX_IMPLEMENTATION` does it for a whole process.
+    What is compiled (`jit`, `tf.function`, `fit`) keeps what it was traced with.
+
+    Args:
+        implementation: `"auto"`, `"generic"` or `"native"`.
+
+    Returns:
+        A context manager. Within it a call that a forced `"native"` can't serve
+        raises a `ValueError` with every reason.
+
+    Raises:
+        ValueError: for any other value.
+
+    Example:
+
+    >>> import keras, keras_bnx
+    >>> layer, x = keras_bnx.BatchNormalization(), keras.ops.ones((4, 3))
+    >>> with keras_bnx.force_implementation("generic"):
+    ...     print(keras_bnx.explain_implementation(layer, x))
+    generic (keras.ops). It is forced.
+    """
+    return backends.force(implementation)
+
+
+def explain_implementation(layer, inputs):
+    """Says which arithmetic would run for a layer and its inputs, and why.
+
+    Nothing is computed. Inside of a function that is being compiled the answer
+    may be another than outside, so ask where the layer is called.
+
+    Args:
+        layer: a `keras_bnx.BatchNormalization`.
+        inputs: a batch, tensor or array.
+
+    Returns:
+        An `Explanation`; `print` it, or look at its `implementation` and `reasons`.
+
+    Raises:
+        ValueError: for another layer, or symbolic inputs.
+
+    Example:
+
+    >>> import keras, keras_bnx
+    >>> layer, x = keras_bnx.BatchNormalization(), keras.ops.ones((4, 3))
+    >>> keras_bnx.explain_implementation(layer, x).implementation
+    'native'
+    """
+    if not isinstance(layer, BatchNormalization):
+        raise ValueError(
+            "Only a layer of keras_bnx has more than one implementation. "
+            f"Received: layer={layer!r}. Pass a keras_bnx.BatchNormalization."
+        )
+    if keras.utils.is_keras_tensor(inputs):
+        raise ValueError(
+            "What runs depends on a real batch. "
+            f"Received: inputs={inputs!r}. Pass a tensor or an array."
+        )
+    inputs = keras.ops.convert_to_tensor(inputs)
+    forced = backends.forced()
+    x, synchronized = layer._widen(inputs), layer.synchronized
+    try:
+        chosen = backends.choose(x, synchronized=synchronized)
+    except ValueError as error:
+        return Explanation("none", "this call raises an error", [str(error)])
+    reasons = []
+    if chosen.name == "generic":
+        if forced == "generic":
+            reasons = ["It is forced."]
+        else:
+            reasons = backends.active().obstacles(x, synchronized=synchronized)
+    return Explanation(chosen.name, chosen.kernels, reasons)
