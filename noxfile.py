@@ -4,6 +4,7 @@
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
+    python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
 
 Each session has a virtual environment with one framework only, at the versions
@@ -14,6 +15,7 @@ pass, fail or refuse to start.
 
 import argparse
 import os
+import shutil
 import sys
 
 import nox
@@ -24,10 +26,11 @@ nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
 
 PROJECT = nox.project.load_toml("pyproject.toml")
+BACKENDS = ("tensorflow", "jax", "torch")
 COLUMNS = [
     nox.param(backend, device, id=f"{backend}-{device}", tags=[device])
     for device in ("cpu", "gpu")
-    for backend in ("tensorflow", "jax", "torch")
+    for backend in BACKENDS
 ]
 
 
@@ -77,7 +80,7 @@ def demo(session):
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--backend", default="jax")
     backend = parser.parse_known_args(session.posargs)[0].backend
-    if backend not in ("tensorflow", "jax", "torch"):
+    if backend not in BACKENDS:
         session.error(
             f"There is no such backend. Received: --backend {backend}. "
             "Choose tensorflow, jax or torch."
@@ -93,3 +96,20 @@ def demo(session):
             "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
         },
     )
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def bench(session, backend):
+    """Times the layer and models; after --: --quick, --output DIR."""
+    # One command for every machine: a GPU is what people have it for.
+    device = "gpu" if shutil.which("nvidia-smi") else "cpu"
+    python = prepare(session, f"{backend}-{device}", f"bench-{backend}")
+    for script in ("layer", "growth", "model", "report"):
+        session.run(
+            python,
+            "-m",
+            f"benchmarks.{script}",
+            *session.posargs,
+            env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        )
