@@ -90,13 +90,16 @@ def moments(x, weights, *, axis):
     values = _canonical(x, axis)
     n = _static_count(x, axis)
     many = n is None or n >= _MANY
-    look = _compiled(_look, len(values.shape)) if _compiles(x) else _look
-    mean, variance = look(values, many)[1:]
+    if _compiles(x):
+        mean, variance = _compiled(_look, len(values.shape))(values, many)
+    else:
+        look = _look if values.dtype == tf.float32 else _fused_look
+        mean, variance = look(values, many)
     # NaN isn't large, and nothing to look at again.
     large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)
     rest, variance = tf.cond(
         large,
-        lambda: _look(_widened(values) - _along(mean, values), many)[1:],
+        lambda: _look(_widened(values) - _along(mean, values), many),
         lambda: (tf.zeros_like(mean), variance),
     )
     n = _count(values) if n is None else n
@@ -191,24 +194,27 @@ def _with_gradient(function, differentiable, *arguments):
 
 
 def _look(values, many):
-    """Number of elements, mean and variance per channel."""
-    n = _count(values)
-    if values.dtype != tf.float32 and _fuses(values):
-        # In 16 bits the fused op looks: its sums are float32. The variance is n - 1's.
-        one = tf.ones(values.shape[1])
-        _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=values[:, None, None],
-            scale=one,
-            offset=one,
-            mean=[],
-            variance=[],
-            is_training=True,
-        )
-        return n, mean, variance * (tf.maximum(n - 1.0, 1.0) / n)
-    values = _widened(values)
+    """Mean and variance per channel."""
+    values, n = _widened(values), _count(values)
     mean = _sum(values, many) / n
-    centered = values - _along(mean, values)
-    return n, mean, _sum(tf.square(centered), many) / n
+    return mean, _sum(tf.square(values - _along(mean, values)), many) / n
+
+
+def _fused_look(values, many):
+    """The same by the fused op, which reads 16 bits and adds in float32."""
+    if not _fuses(values):
+        return _look(values, many)
+    one, n = tf.ones(values.shape[1]), _count(values)
+    _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=values[:, None, None],
+        scale=one,
+        offset=one,
+        mean=[],
+        variance=[],
+        is_training=True,
+    )
+    # The op stores the variance with the divisor n - 1.
+    return mean, variance * (tf.maximum(n - 1.0, 1.0) / n)
 
 
 def _affine(values, shift, mean, variance, epsilon, gamma, beta):

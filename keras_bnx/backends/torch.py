@@ -76,7 +76,13 @@ def moments(x, weights, *, axis):
 def normalize(
     x, weights, *, axis, shift, mean, variance, epsilon, gamma, beta, share=None
 ):
-    large = x.device.type == "cpu" and _is_beyond(_LARGE, shift, variance + epsilon)
+    if x.device.type != "cpu":
+        large = False
+    elif isinstance(share, float):
+        # All are the batch's own statistics; the second look has told already.
+        large = bool(mean.any())
+    else:
+        large = _is_beyond(_LARGE, shift, variance + epsilon)
     if share is None and weights is None and not large:
         layout = _Layout.of(x, axis)
         statistics = shift + mean, variance, epsilon, gamma, beta
