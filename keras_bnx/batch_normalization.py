@@ -236,23 +236,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         x = self._widen(inputs)
         axis = self._channel_axis(len(x.shape))
+        backend = backends.active()
         arithmetic = backends.choose(x, synchronized=self.synchronized)
         dtype = _statistics_dtype(x)
+        if arithmetic is backend.generic:
+            # Gradients through the outputs and the statistics meet before they are
+            # rounded to 16 bits.
+            x = _cast(x, dtype)
         weights = None if mask is None else mask_to_weights(mask, x, dtype, axis=axis)
-        gamma, beta, moving_mean, moving_variance = (
-            None if weight is None else ops.cast(weight, dtype)
-            for weight in (
-                self.gamma,
-                self.beta,
-                self.moving_mean,
-                self.moving_variance,
-            )
-        )
-        shift, mean = moving_mean, ops.zeros_like(moving_mean)
-        variance = moving_variance
-        share = None
+        gamma = None if self.gamma is None else _cast(self.gamma, dtype)
+        beta = None if self.beta is None else _cast(self.beta, dtype)
+        moving_mean = _cast(self.moving_mean, dtype)
+        moving_variance = _cast(self.moving_variance, dtype)
+        shift, mean, variance, share = moving_mean, 0.0, moving_variance, None
 
-        backend = backends.active()
         traced = backend.is_traced(training)
         # An empty batch, known to be empty, has no statistics to take; but where
         # replicas wait for each other's sums, each has to take part.
@@ -265,20 +262,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 arithmetic=arithmetic,
                 all_reduce_sum=backend.all_reduce_sum if self.synchronized else None,
             )
-            usable = backend.is_known_finite(batch.mean, batch.variance)
-            if not usable:
-                usable = ops.logical_and(
-                    ops.isfinite(batch.mean), ops.isfinite(batch.variance)
-                )
-            usable = _both(batch.size > 0, usable)
+            # The variance is finite only where the mean is.
+            native = arithmetic is backend.native
+            usable = native and backend.is_known_finite(batch.variance)
+            usable = _both(batch.size > 0, usable or ops.isfinite(batch.variance))
             if traced:
                 usable = _both(usable, ops.cast(training, "bool"))
             if self.renorm:
-                gamma, beta = self._renormalize(batch, usable, gamma, beta)
+                gamma, beta = self._renormalize(batch, usable, gamma, beta, dtype)
             if weights is not None and weights.shape[axis] != 1:
                 # Channels of padding alone, in a batch that isn't padding alone.
                 absent = ops.logical_and(batch.size == 0, ops.any(usable))
-                gamma = ops.ones_like(mean) if gamma is None else gamma
+                gamma = ops.ones_like(shift) if gamma is None else gamma
                 gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
             shift = _select(usable, batch.shift, shift)
             mean = _select(usable, batch.mean, mean)
@@ -286,10 +281,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             share = 1.0 / (
                 batch.count
                 if usable is True
-                else ops.where(usable, batch.count, ops.full_like(mean, math.inf))
+                else ops.where(usable, batch.count, ops.full_like(shift, math.inf))
             )
             if not backend.is_recomputing():
-                self._update_statistics(batch, usable)
+                if not native:
+                    batch = batch._replace(
+                        mean=ops.stop_gradient(batch.mean),
+                        variance=ops.stop_gradient(batch.variance),
+                    )
+                self._update_statistics(
+                    batch, usable, moving_mean, moving_variance, dtype
+                )
 
         outputs = normalize(
             x,
@@ -304,7 +306,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             beta=beta,
             share=share,
         )
-        return ops.cast(outputs, self.compute_dtype)
+        return _cast(outputs, self.compute_dtype)
 
     def get_config(self):
         config = super(keras.layers.BatchNormalization, self).get_config()
@@ -401,17 +403,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
         dtypes = {dtype, self.compute_dtype, self.variable_dtype}
         if "float64" in dtypes:
-            return ops.cast(inputs, "float64")
+            return _cast(inputs, "float64")
         narrow = dtype == self.compute_dtype and dtype in ("bfloat16", "float16")
-        return inputs if narrow else ops.cast(inputs, "float32")
+        return inputs if narrow else _cast(inputs, "float32")
 
-    def _renormalize(self, batch, usable, gamma, beta):
+    def _renormalize(self, batch, usable, gamma, beta, dtype):
         """Returns gamma and beta for `x_hat * r + d`."""
-        dtype = batch.mean.dtype
         r, d = renorm_corrections(
             batch,
-            renorm_mean=ops.cast(self.renorm_mean, dtype),
-            renorm_stddev=ops.cast(self.renorm_stddev, dtype),
+            renorm_mean=_cast(self.renorm_mean, dtype),
+            renorm_stddev=_cast(self.renorm_stddev, dtype),
             epsilon=self.epsilon,
             **self.renorm_clipping,
         )
@@ -421,50 +422,53 @@ class BatchNormalization(keras.layers.BatchNormalization):
             r, d = r * gamma, d * gamma
         return r, d if beta is None else d + beta
 
-    def _update_statistics(self, batch, usable):
+    def _update_statistics(self, batch, usable, moving_mean, moving_variance, dtype):
         """Moves each statistic of each usable channel towards the batch's."""
         # One element has a mean but no variance; 0 would be far from any truth.
         has_variance = _both(usable, batch.size > 1)
-        batch = batch._replace(
-            mean=ops.stop_gradient(batch.mean),
-            variance=ops.stop_gradient(batch.variance),
-        )
-        dtype = batch.mean.dtype
 
-        def value(weight):
-            return ops.cast(weight, dtype)
-
-        def follow_mean(weight, momentum):
-            old = value(weight)
+        def follow_mean(weight, old, momentum):
             new = update_mean(old, batch, momentum=momentum)
             weight.assign(_select(usable, new, old))
 
-        def follow_scale(weight, old, new, momentum):
-            new = update_scale(old, new, momentum=momentum)
-            weight.assign(_select(has_variance, new, value(weight)))
+        def follow_scale(weight, old, start, new, momentum):
+            new = update_scale(start, new, momentum=momentum)
+            weight.assign(_select(has_variance, new, old))
             return new
 
-        follow_mean(self.moving_mean, self.momentum)
-        variance = value(self.moving_variance)
+        follow_mean(self.moving_mean, moving_mean, self.momentum)
         if not self.renorm:
-            follow_scale(self.moving_variance, variance, batch.variance, self.momentum)
+            follow_scale(
+                self.moving_variance,
+                moving_variance,
+                moving_variance,
+                batch.variance,
+                self.momentum,
+            )
             return
         batch_stddev = ops.sqrt(batch.variance + self.epsilon)
-        stddev = consistent_stddev(
-            value(self.moving_stddev), variance, epsilon=self.epsilon
+        old = _cast(self.moving_stddev, dtype)
+        start = consistent_stddev(old, moving_variance, epsilon=self.epsilon)
+        stddev = follow_scale(
+            self.moving_stddev, old, start, batch_stddev, self.momentum
         )
-        stddev = follow_scale(self.moving_stddev, stddev, batch_stddev, self.momentum)
         new_variance = ops.maximum(
             ops.square(stddev) - self.epsilon, ops.zeros_like(stddev)
         )
-        self.moving_variance.assign(_select(has_variance, new_variance, variance))
-        follow_mean(self.renorm_mean, self.renorm_momentum)
-        follow_scale(
-            self.renorm_stddev,
-            value(self.renorm_stddev),
-            batch_stddev,
-            self.renorm_momentum,
+        self.moving_variance.assign(
+            _select(has_variance, new_variance, moving_variance)
         )
+        old = _cast(self.renorm_mean, dtype)
+        follow_mean(self.renorm_mean, old, self.renorm_momentum)
+        old = _cast(self.renorm_stddev, dtype)
+        follow_scale(self.renorm_stddev, old, old, batch_stddev, self.renorm_momentum)
+
+
+def _cast(x, dtype):
+    """Returns a tensor; where there is nothing to cast, in no time."""
+    if keras.backend.standardize_dtype(x.dtype) != dtype:
+        return ops.cast(x, dtype)
+    return x.value if isinstance(x, keras.Variable) else x
 
 
 def _statistics_dtype(x):

@@ -16,8 +16,15 @@ class Case:
     dtype: str = "float32"
     mask: tuple = None  # the shape of a mask
     weighted: bool = False  # real weights rather than bools
+    mixed: bool = False  # a policy whose compute dtype is `dtype`
     arguments: dict = field(default_factory=dict)
     keras_is_right: str = "tensorflow jax torch"  # "name?": too close to say
+
+    @property
+    def policy(self):
+        if self.mixed:
+            return f"mixed_{self.dtype}"
+        return "float64" if self.dtype == "float64" else "float32"
 
     def inputs(self):
         rng = np.random.default_rng(len(self.name))
@@ -58,6 +65,16 @@ CASES = [
     Case("first_axis", "channels before the batch", shape=(3, 8), axis=0),
     Case("one_channel", "nothing must be squeezed", shape=(16, 1)),
     Case("two_rows", "the smallest batch with a variance", shape=(2, 4)),
+    Case("few_channels", "many short rows are seen as one", shape=(8192, 3)),
+    Case("few_channels_odd", "which a prime number can't be", shape=(4099, 5)),
+    Case(
+        "few_channels_mean_1e3",
+        "the same, centered",
+        shape=(4104, 2),
+        ratio=1e3,
+        keras_is_right="tensorflow? jax",
+    ),
+    Case("wide", "more channels than rows", shape=(20, 100)),
     Case("many_rows", "long sums", shape=(100_000, 3)),
     Case("many_images", "long sums, channels first", shape=(64, 2, 40, 40), axis=1),
     Case("no_affine", "no weights", arguments={"center": False, "scale": False}),
@@ -204,5 +221,25 @@ CASES = [
         )
         for dtype in ("float16", "bfloat16")
         for ratio in (0, 100)
+    ),
+    *(
+        Case(
+            f"mixed_{dtype}_{name}",
+            "16 bits in, 16 bits out, and float32 in between",
+            dtype=dtype,
+            mixed=True,
+            # Where it is right, it is right to 16 bits, which this rule isn't for.
+            keras_is_right="tensorflow? jax? torch?",
+            **case,
+        )
+        for dtype in ("float16", "bfloat16")
+        for name, case in {
+            "rows": {"shape": (256, 3)},
+            "images_first": {"shape": (8, 5, 6, 7), "axis": 1},
+            "mean_100": {"shape": (8, 6, 7, 20), "ratio": 100},
+            "few_channels": {"shape": (4100, 4)},
+            "mask": {"shape": (6, 5, 3), "mask": (6, 5)},
+            "renorm": {"shape": (64, 3), "arguments": {"renorm": True}},
+        }.items()
     ),
 ]

@@ -19,20 +19,23 @@ def statistics(layer):
 
 def gradients(f, *arrays):
     """The gradients of the scalar `f(*arrays)`, as NumPy arrays."""
-    return [to_numpy(g) for g in _gradients(f, *map(ops.convert_to_tensor, arrays))]
+    return [
+        to_numpy(g) for g in tensor_gradients(f, *map(ops.convert_to_tensor, arrays))
+    ]
 
 
 def hessian_vector_product(f, array, vector):
     """The second derivative of the scalar `f(array)` times `vector`."""
 
     def directional(x):
-        (gradient,) = _gradients(f, x, create_graph=True)
+        (gradient,) = tensor_gradients(f, x, create_graph=True)
         return ops.sum(gradient * ops.convert_to_tensor(vector))
 
     return gradients(directional, array)[0]
 
 
-def _gradients(f, *tensors, create_graph=False):
+def tensor_gradients(f, *tensors, create_graph=False):
+    """The gradients of the scalar `f(*tensors)`, as tensors."""
     if keras.config.backend() == "jax":
         import jax
 

@@ -1,10 +1,19 @@
 """The layer against the oracle and against Keras's layer, and its arguments."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 from cases import CASES
-from frameworks import functional, gradients, statistics, to_numpy
+from frameworks import (
+    compiled,
+    functional,
+    gradients,
+    statistics,
+    tensor_gradients,
+    to_numpy,
+)
 from keras import ops
 from tolerance import assert_near, kappa
 
@@ -13,8 +22,7 @@ from keras_bnx import BatchNormalization, force_implementation, reference
 
 def make(case, cls=BatchNormalization):
     """The layer of a case, with random weights and moving statistics."""
-    policy = "float64" if case.dtype == "float64" else "float32"
-    layer = cls(axis=case.axis, dtype=policy, **case.arguments)
+    layer = cls(axis=case.axis, dtype=case.policy, **case.arguments)
     layer.build(case.shape)
     rng = np.random.default_rng(3)
     channels = case.shape[case.axis]
@@ -59,6 +67,12 @@ def each(cases):
     return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
 
 
+COMPILERS = {
+    "jax": [{}],
+    "tensorflow": [{}, {"jit_compile": True}, {"reduce_retracing": True}],
+    "torch": [{}],
+}[keras.config.backend()]
+
 # Native kernels add in their own order: in one chain of up to 4096 elements on
 # TensorFlow, which is off by up to 6 units.
 UNITS = {"generic": 4.0, "auto": 16.0}
@@ -87,9 +101,11 @@ def test_outputs_and_statistics_are_the_oracles(
     epsilon = layer.epsilon
     scale = kappa(x, axis=case.axis, epsilon=epsilon, weights=weights)
     dtype = "float64" if case.dtype == "float64" else "float32"
-    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
     units = UNITS[implementation]
-    assert_near(to_numpy(y), expected.y, scale=scale, dtype=dtype, units=units)
+    assert_near(
+        to_numpy(y), expected.y, scale=scale, dtype=layer.compute_dtype, units=units
+    )
     for name, value in statistics(layer).items():
         # Stored in `dtype`: one rounding of each product and sum.
         assert_near(
@@ -99,17 +115,44 @@ def test_outputs_and_statistics_are_the_oracles(
 
 @each(CASES)
 def test_gradients_are_the_oracles(case, float64, implementation):
+    assert_gradients(case, gradients)
+
+
+COMPILED = (
+    "dense images channels_first middle_axis volume few_channels_mean_1e3 many_rows "
+    "many_images no_affine mean_1e4_many raw_table mask weights_axis_1 renorm_clipped "
+    "float64 bfloat16_100 mixed_bfloat16_rows mixed_float16_images_first"
+).split()
+
+
+@each([case for case in CASES if case.name in COMPILED])
+@pytest.mark.parametrize("options", COMPILERS, ids=str)
+def test_compiled_gradients_are_the_oracles(case, options, float64):
+    def compiled_gradients(f, *arrays):
+        if keras.config.backend() == "torch":
+            return gradients(compiled(f)[0], *arrays)  # Dynamo compiles the forward.
+        run, _ = compiled(partial(tensor_gradients, f), **options)
+        return [to_numpy(g) for g in run(*map(ops.convert_to_tensor, arrays))]
+
+    assert_gradients(case, compiled_gradients)
+
+
+def assert_gradients(case, gradients):
+    """Asserts that `gradients` computes those of the oracle, of a case's layer."""
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
     state, arguments = oracle(layer)
     dy = np.random.default_rng(5).normal(size=case.shape)
+    if case.mixed:
+        dy = np.round(dy * 16) / 16  # which 16 bits hold
     step = reference.batch_normalization(x, state, arguments, weights=weights)
     expected = reference.gradients(step, dy, x)
-    call = functional(layer, mask=mask)
+    call = functional(layer, mask=None if mask is None else ops.array(mask))
     dtype = "float64" if case.dtype == "float64" else "float32"
+    upstream = ops.convert_to_tensor(dy, dtype)
 
     def loss(x, *trainable):
-        return ops.sum(ops.cast(call(x, *trainable), dtype) * ops.cast(dy, dtype))
+        return ops.sum(ops.cast(call(x, *trainable), dtype) * upstream)
 
     trainable = [to_numpy(v) for v in layer.trainable_variables]
     dx, *dweights = gradients(loss, tensor(case, x), *trainable)

@@ -22,7 +22,7 @@ CONTRACT = (
     "native",  # `Arithmetic` by the framework's kernels
     "obstacles",  # why native can't serve a call, a list of sentences
     "all_reduce_sum",  # sums over the replicas, None where there is no such sum
-    "is_known_finite",  # whether vectors are known to be finite, without waiting
+    "is_known_finite",  # whether native's vector is known to be finite without waiting
     "is_traced",  # whether a tensor has no value yet
     "is_recomputing",  # whether this forward pass repeats an earlier one
 )
@@ -40,7 +40,8 @@ class Moments(NamedTuple):
         shift: a number near the mean, without gradient.
         mean: `sum(w * (x - shift)) / n`; the mean of the channel is
             `shift + mean`, and is kept in two parts because their rounded sum
-            would lose the digits that a small deviation needs.
+            would lose the digits that a small deviation needs. The Python number
+            0 where `shift` is the mean.
         variance: `sum(w * (x - shift - mean)**2) / n`, the divisor is n.
     """
 

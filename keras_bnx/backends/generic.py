@@ -29,7 +29,7 @@ def obstacles(x, *, synchronized):
     return [f"There are no native kernels for {keras.config.backend()!r}."]
 
 
-def is_known_finite(*vectors):
+def is_known_finite(vector):
     return False
 
 
@@ -123,6 +123,7 @@ def normalize(
             is taken for the mean: its output is `beta`, its gradient 0.
         axis: the channel axis, not negative.
         shift, mean: tensors of shape `(channels,)`; their sum is the mean.
+            `mean` may be the number 0.
         variance: tensor of shape `(channels,)`.
         epsilon: float, added to the variance.
         gamma, beta: tensors of shape `(channels,)`, or `None`.
@@ -134,7 +135,9 @@ def normalize(
     dtype, x = x.dtype, widened(x)
     shape = [1] * len(x.shape)
     shape[axis] = -1
-    centered = (x - ops.reshape(shift, shape)) - ops.reshape(mean, shape)
+    centered = x - ops.reshape(shift, shape)
+    if not isinstance(mean, float):
+        centered = centered - ops.reshape(mean, shape)
     if weights is not None:
         harmless = ops.logical_or(weights > 0, ops.isfinite(x))
         centered = ops.where(harmless, centered, ops.zeros_like(centered))

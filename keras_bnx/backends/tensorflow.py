@@ -229,7 +229,7 @@ def _fused_affine(values, shift, mean, variance, epsilon, gamma, beta):
         return _affine(values, shift, mean, variance, epsilon, gamma, beta)
     return tf.raw_ops.FusedBatchNormV3(
         x=values[:, None, None],
-        scale=tf.ones_like(mean) if gamma is None else gamma,
+        scale=tf.ones_like(shift) if gamma is None else gamma,
         offset=_scale_and_offset(mean, variance, epsilon, gamma, beta)[1],
         mean=shift,
         variance=variance,
@@ -279,7 +279,7 @@ def _gradients(
         harmless = (weights > 0) | tf.math.is_finite(x)
         centered = tf.where(harmless, centered, 0.0)
     if share is not None:
-        weight = per_element(tf.broadcast_to(share, tf.shape(mean)))
+        weight = per_element(tf.broadcast_to(share, tf.shape(shift)))
         if weights is not None:
             weight *= tf.where(weights > 0, weights, 0.0)
     if attached and share is not None:
@@ -315,7 +315,7 @@ def _fused_gradients(
         dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy[:, None, None],
             x=x[:, None, None],
-            scale=tf.ones_like(mean) if gamma is None else gamma,
+            scale=tf.ones_like(shift) if gamma is None else gamma,
             reserve_space_1=shift + mean,
             reserve_space_2=variance,
             reserve_space_3=[],

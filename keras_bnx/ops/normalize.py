@@ -27,7 +27,8 @@ def normalize(
             give `beta`, and no gradient.
         axis: the channel axis, not negative.
         arithmetic: the `Arithmetic` that does it, the one of the moments.
-        shift, mean: tensors of shape `(channels,)`; the mean is their sum.
+        shift, mean: tensors of shape `(channels,)`; the mean is their sum, and
+            `mean` may be the number 0.
         variance: tensor of shape `(channels,)`.
         epsilon: float, added to the variance.
         gamma, beta: tensors of shape `(channels,)`, or `None`.

@@ -18,11 +18,10 @@ def moments(x, weights=None, arithmetic="generic"):
 
 
 def found(batch):
-    mean = to_numpy(batch.shift).astype(float) + to_numpy(batch.mean)
-    count, size = (
-        np.broadcast_to(to_numpy(ops.convert_to_tensor(n)), mean.shape)
-        for n in batch[:2]
-    )
+    # `count`, `size` and the rest of the mean may be Python numbers.
+    count, size, shift, rest, _ = (to_numpy(ops.convert_to_tensor(v)) for v in batch)
+    mean = shift.astype(float) + rest
+    count, size = (np.broadcast_to(n, mean.shape) for n in (count, size))
     return count, size, mean, to_numpy(batch.variance)
 
 
