@@ -1,13 +1,21 @@
 """Batch normalization for Keras 3, right on TensorFlow, JAX and PyTorch."""
 
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.freezing import freeze, unfreeze
 from keras_bnx.implementation import explain_implementation, force_implementation
+from keras_bnx.ops.moving import keep_moving_statistics
+from keras_bnx.schedules import Ramp, renorm_schedule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormalization",
+    "Ramp",
     "__version__",
     "explain_implementation",
     "force_implementation",
+    "freeze",
+    "keep_moving_statistics",
+    "renorm_schedule",
+    "unfreeze",
 ]

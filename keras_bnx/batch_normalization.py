@@ -7,8 +7,15 @@ import keras
 from keras import ops
 
 from keras_bnx import backends
-from keras_bnx.ops.moments import moments
-from keras_bnx.ops.moving import consistent_stddev, update_mean, update_scale
+from keras_bnx.ops import virtual
+from keras_bnx.ops.moments import join, merge, moments, unbiased_variance
+from keras_bnx.ops.moving import (
+    are_kept,
+    consistent_stddev,
+    newest_weight,
+    update_mean,
+    update_scale,
+)
 from keras_bnx.ops.normalize import normalize
 from keras_bnx.ops.renorm import renorm_corrections
 from keras_bnx.ops.weights import mask_to_weights
@@ -131,6 +138,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         renorm_clipping=None,
         renorm_momentum=0.99,
         synchronized=False,
+        *,
+        virtual_batch_size=None,
+        unbiased_moving_variance=False,
+        debias_moving_statistics=False,
         **kwargs,
     ):
         super(keras.layers.BatchNormalization, self).__init__(**kwargs)
@@ -138,7 +149,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.autocast = False
         self.supports_masking = True
         self.axis = _validate_axis(axis)
-        self.momentum = _validate_number("momentum", momentum, 0.0, 1.0)
+        self.momentum = (
+            None
+            if momentum is None
+            else _validate_number("momentum", momentum, 0.0, 1.0)
+        )
         self.epsilon = _validate_number("epsilon", epsilon, 0.0, above=True)
         self.center = center
         self.scale = scale
@@ -166,25 +181,30 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 "statistics of sharded arrays are global anyway."
             )
         self.synchronized = synchronized
+        self.virtual_batch_size = _validate_virtual_batch_size(virtual_batch_size)
+        self.unbiased_moving_variance = bool(unbiased_moving_variance)
+        self.debias_moving_statistics = bool(debias_moving_statistics)
         self.gamma = self.beta = None
-        self.moving_mean = self.moving_variance = None
+        self.moving_mean = self.moving_variance = self.history = None
+        self._frozen = ()
 
     def build(self, input_shape):
-        axis = self._channel_axis(len(input_shape))
-        channels = input_shape[axis]
-        if channels is None:
+        axes = self._channel_axes(len(input_shape))
+        if None in [input_shape[axis] for axis in axes]:
             raise ValueError(
                 f"The size of the channel axis, axis={self.axis}, has to be known. "
                 f"Received: input_shape={tuple(input_shape)}. Give the inputs a "
                 "static size there, or choose another `axis`."
             )
-
+        # Several channel axes: the shape that Keras 2 gave their weights.
+        shape = tuple(n if i in axes else 1 for i, n in enumerate(input_shape))
+        shape = shape if len(axes) > 1 else (input_shape[axes[0]],)
         dtype = "float64" if self.variable_dtype == "float64" else "float32"
 
         def add(name, initializer, **kwargs):
             return self.add_weight(
                 name=name,
-                shape=(channels,),
+                shape=shape,
                 dtype=dtype,
                 initializer=initializer,
                 autocast=False,
@@ -223,97 +243,250 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_stddev = add("moving_stddev", stddev, trainable=False)
             self.renorm_mean = add("renorm_mean", mean, trainable=False)
             self.renorm_stddev = add("renorm_stddev", stddev, trainable=False)
+        averages = ()
+        if self.debias_moving_statistics:
+            averages = ("debiased_mean", "debiased_scale")
+            if self.renorm:
+                averages += ("debiased_renorm_mean", "debiased_renorm_stddev")
+        counts = averages or self.momentum is None
+        steps = any(map(callable, (self.renorm_clipping or {}).values()))
+        if counts or steps:
+            self.history = History(averages, counts, steps, name="history")
+            self.history.build_for(shape, dtype)
+        self._apply_frozen()
         # The rank is free: one layer may serve sequences and single vectors.
+        last = max(self._axes)
         self.input_spec = keras.InputSpec(
-            min_ndim=self.axis + 1 if self.axis >= 0 else -self.axis,
-            axes={self.axis: channels},
+            ndim=len(input_shape) if len(axes) > 1 else None,
+            min_ndim=max(last + 1, -min(self._axes)),
+            axes={axis: input_shape[axis] for axis in self._axes},
         )
 
     def compute_output_shape(self, input_shape):
-        self._channel_axis(len(input_shape))
+        self._channel_axes(len(input_shape))
         return tuple(input_shape)
 
     def call(self, inputs, training=None, mask=None):
         x = self._widen(inputs)
-        axis = self._channel_axis(len(x.shape))
+        axes = self._channel_axes(len(x.shape))
         backend = backends.active()
-        arithmetic = backends.choose(x, synchronized=self.synchronized)
         dtype = _statistics_dtype(x)
-        if arithmetic is backend.generic:
-            # Gradients through the outputs and the statistics meet before they are
-            # rounded to 16 bits.
-            x = _cast(x, dtype)
-        weights = None if mask is None else mask_to_weights(mask, x, dtype, axis=axis)
-        gamma = None if self.gamma is None else _cast(self.gamma, dtype)
-        beta = None if self.beta is None else _cast(self.beta, dtype)
-        moving_mean = _cast(self.moving_mean, dtype)
-        moving_variance = _cast(self.moving_variance, dtype)
-        shift, mean, variance, share = moving_mean, 0.0, moving_variance, None
+        weights = None if mask is None else mask_to_weights(mask, x, dtype, axes=axes)
+        gamma = None if self.gamma is None else self._read(self.gamma, dtype)
+        beta = None if self.beta is None else self._read(self.beta, dtype)
 
         traced = backend.is_traced(training)
         # An empty batch, known to be empty, has no statistics to take; but where
         # replicas wait for each other's sums, each has to take part.
         takes_part = self.synchronized or 0 not in tuple(x.shape)
-        if self.trainable and (traced or training) and takes_part:
-            batch = moments(
+        adapts = self.trainable and "statistics" not in self._frozen
+        if adapts and (traced or training) and takes_part:
+            trains = ops.cast(training, "bool") if traced else True
+            outputs = self._train(x, weights, axes, dtype, gamma, beta, trains)
+        else:
+            arithmetic, x = self._choose(x, axes, dtype)
+            mean, variance = self._inference_statistics(dtype)
+            outputs = normalize(
                 x,
                 weights,
-                axis=axis,
+                axes=axes,
                 arithmetic=arithmetic,
-                all_reduce_sum=backend.all_reduce_sum if self.synchronized else None,
+                shift=mean,
+                mean=0.0,
+                variance=variance,
+                epsilon=self.epsilon,
+                gamma=gamma,
+                beta=beta,
             )
-            # The variance is finite only where the mean is.
-            native = arithmetic is backend.native
-            usable = native and backend.is_known_finite(batch.variance)
-            usable = _both(batch.size > 0, usable or ops.isfinite(batch.variance))
-            if traced:
-                usable = _both(usable, ops.cast(training, "bool"))
-            if self.renorm:
-                gamma, beta = self._renormalize(batch, usable, gamma, beta, dtype)
-            if weights is not None and weights.shape[axis] != 1:
-                # Channels of padding alone, in a batch that isn't padding alone.
-                absent = ops.logical_and(batch.size == 0, ops.any(usable))
-                gamma = ops.ones_like(shift) if gamma is None else gamma
-                gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
-            shift = _select(usable, batch.shift, shift)
-            mean = _select(usable, batch.mean, mean)
-            variance = _select(usable, batch.variance, variance)
-            share = 1.0 / (
-                batch.count
-                if usable is True
-                else ops.where(usable, batch.count, ops.full_like(shift, math.inf))
-            )
-            if not backend.is_recomputing():
-                if not native:
-                    batch = batch._replace(
-                        mean=ops.stop_gradient(batch.mean),
-                        variance=ops.stop_gradient(batch.variance),
-                    )
-                self._update_statistics(
-                    batch, usable, moving_mean, moving_variance, dtype
-                )
+        return _cast(outputs, self.compute_dtype)
 
-        outputs = normalize(
+    def _train(self, x, weights, axes, dtype, gamma, beta, trains):
+        """Normalizes by the batch, or virtual batches; updates the statistics."""
+        backend = backends.active()
+        shape = tuple(x.shape)
+        # Whether the mask is one of channels, too.
+        selects = weights is not None and any(weights.shape[i] != 1 for i in axes)
+        inference = self._inference_statistics(dtype)
+        renorm = self._renorm_statistics(dtype) if self.renorm else None
+        axis = virtual.batch_axis(len(shape), axes)
+        divides = self.virtual_batch_size is not None and axis is not None
+        parts, masks, lift = [x], [weights], lambda vector: vector
+        if divides:
+            parts = virtual.split(x, self.virtual_batch_size, axis)
+            masks = [None] * len(parts)
+            if weights is not None:
+                rows = list(weights.shape)
+                rows[axis] = shape[axis]
+                if None in rows:
+                    rows[axis] = ops.shape(x)[axis]
+                weights = ops.broadcast_to(weights, rows)
+                masks = virtual.split(weights, self.virtual_batch_size, axis)
+            axes = virtual.with_virtual_axis(axes, axis)
+
+            def lift(vector):
+                return None if vector is None else ops.expand_dims(vector, axis)
+
+        outputs, batches = [], []
+        for part, mask in zip(parts, masks, strict=True):
+            arithmetic, part = self._choose(part, axes, dtype)
+            native = arithmetic is backend.native
+            batch = moments(part, mask, axes=axes, arithmetic=arithmetic)
+            if self.synchronized and not divides:
+                batch = merge(batch, backend.all_reduce_sum)
+            usable = _both(_usable(batch, native), trains)
+            y = self._normalize(
+                part,
+                mask,
+                axes,
+                arithmetic,
+                batch,
+                usable,
+                *map(lift, (gamma, beta, *inference)),
+                renorm=None if renorm is None else [*map(lift, renorm)],
+                selects=selects,
+            )
+            outputs.append(y)
+            batches.append(batch)
+        if not (backend.is_recomputing() or are_kept()):
+            if divides:
+                native, batch = False, join(batches, axis)
+                if self.synchronized:
+                    batch = merge(batch, backend.all_reduce_sum)
+                usable = _both(_usable(batch, native), trains)
+            if not native:
+                batch = batch._replace(
+                    mean=ops.stop_gradient(batch.mean),
+                    variance=ops.stop_gradient(batch.variance),
+                )
+            self._update_statistics(batch, usable, dtype)
+        return virtual.join(outputs, axis) if divides else outputs[0]
+
+    def _normalize(
+        self,
+        x,
+        weights,
+        axes,
+        arithmetic,
+        batch,
+        usable,
+        gamma,
+        beta,
+        mean,
+        variance,
+        *,
+        renorm,
+        selects,
+    ):
+        """Normalizes by the batch; by `mean` and `variance` what isn't usable."""
+        if renorm is not None:
+            gamma, beta = self._renormalize(batch, usable, gamma, beta, *renorm)
+        if selects:
+            # Channels of padding alone, in a batch that isn't padding alone.
+            absent = ops.logical_and(batch.size == 0, ops.any(usable))
+            gamma = ops.ones_like(mean) if gamma is None else gamma
+            gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
+        if len(axes) > len(self._axes):
+            # Virtual batches share gamma and beta.
+            gamma, beta = (
+                None if v is None else v + ops.zeros_like(batch.variance)
+                for v in (gamma, beta)
+            )
+        if usable is True:
+            shift, rest, share = batch.shift, batch.mean, 1.0 / batch.count
+            variance = batch.variance
+        else:
+            shift = ops.where(usable, batch.shift, mean)
+            rest = ops.where(usable, batch.mean, 0.0)
+            variance = ops.where(usable, batch.variance, variance)
+            infinity = ops.full_like(shift, math.inf)
+            share = 1.0 / ops.where(usable, batch.count, infinity)
+        return normalize(
             x,
             weights,
-            axis=axis,
+            axes=axes,
             arithmetic=arithmetic,
             shift=shift,
-            mean=mean,
+            mean=rest,
             variance=variance,
             epsilon=self.epsilon,
             gamma=gamma,
             beta=beta,
             share=share,
         )
-        return _cast(outputs, self.compute_dtype)
+
+    def reset_moving_statistics(self):
+        """Sets the moving statistics to their initial values, and all counts to 0.
+
+        A cumulative average (`momentum=None`) starts anew. gamma and beta stay.
+        """
+        if not self.built:
+            return
+        for weight, initializer in (
+            (self.moving_mean, self.moving_mean_initializer),
+            (self.moving_variance, self.moving_variance_initializer),
+        ):
+            weight.assign(initializer(weight.shape, dtype=weight.dtype))
+        if self.renorm:
+            self._start_renorm(ops.sqrt(self.moving_variance))
+        if self.history is not None:
+            self.history.reset()
+
+    def freeze(self, statistics=True, affine=True):
+        """Freezes the moving statistics, gamma and beta, or one of the two.
+
+        Frozen survives `fit`, `model.trainable = True`, saving and loading.
+
+        Args:
+            statistics: whether to normalize by the moving statistics, and leave them
+                as they are, whatever `training` says.
+            affine: whether to take gamma and beta out of the trainable weights.
+        """
+        kinds = {"statistics": statistics, "affine": affine}
+        self._frozen = tuple(k for k, on in kinds.items() if on or k in self._frozen)
+        self._apply_frozen()
+
+    def unfreeze(self):
+        """Undoes `freeze`, and `trainable=False`."""
+        self._frozen = ()
+        self.trainable = True
+        # On TensorFlow an attribute that has the value already isn't set.
+        self._apply_frozen()
+
+    @property
+    def frozen(self):
+        """Tuple of what is frozen: `"statistics"`, `"affine"`."""
+        return self._frozen
+
+    @keras.layers.Layer.trainable.setter
+    def trainable(self, value):
+        keras.layers.Layer.trainable.fset(self, value)
+        self._apply_frozen()
+
+    def _apply_frozen(self):
+        for weight in (self.gamma, self.beta):
+            if weight is not None:
+                weight.trainable = self.trainable and "affine" not in self._frozen
 
     def get_config(self):
         config = super(keras.layers.BatchNormalization, self).get_config()
         clipping = self.renorm_clipping
+        if clipping is not None:
+            clipping = {
+                k: keras.saving.serialize_keras_object(v) if callable(v) else v
+                for k, v in clipping.items()
+            }
+        # What Keras's layer doesn't know is there only where it is used.
+        more = {
+            "virtual_batch_size": self.virtual_batch_size,
+            "unbiased_moving_variance": self.unbiased_moving_variance,
+            "debias_moving_statistics": self.debias_moving_statistics,
+            "frozen": list(self._frozen),
+            # Keras's reader of `.h5` files drops an `axis` of several.
+            "axes": list(self._axes) if len(self._axes) > 1 else None,
+        }
         return {
             **config,
-            "axis": self.axis,
+            "axis": list(self.axis) if isinstance(self.axis, tuple) else self.axis,
             "momentum": self.momentum,
             "epsilon": self.epsilon,
             "center": self.center,
@@ -331,62 +504,127 @@ class BatchNormalization(keras.layers.BatchNormalization):
             "beta_constraint": keras.constraints.serialize(self.beta_constraint),
             "gamma_constraint": keras.constraints.serialize(self.gamma_constraint),
             "renorm": self.renorm,
-            "renorm_clipping": None if clipping is None else dict(clipping),
+            "renorm_clipping": clipping,
             "renorm_momentum": self.renorm_momentum,
             "synchronized": self.synchronized,
+            **{name: value for name, value in more.items() if value},
         }
 
     @classmethod
     def from_config(cls, config):
         """Creates a layer from the config of this layer, Keras's, or Keras 2's.
 
-        Keras 2 stored three arguments more: `fused`, a choice of kernel, has no
-        meaning any more; `virtual_batch_size` and `adjustment` have to be `None`.
+        Keras 2 stored two arguments more: `fused`, a choice of kernel, has no
+        meaning any more; `adjustment` has to be `None`.
         """
         config = dict(config)
         config.pop("fused", None)
-        for name in ("virtual_batch_size", "adjustment"):
-            value = config.pop(name, None)
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` of Keras 2 isn't supported. "
-                    f"Received: {name}={value!r}. Set it to None: inference doesn't "
-                    "depend on it."
-                )
-        return super().from_config(config)
+        frozen, axes = config.pop("frozen", ()), config.pop("axes", None)
+        if axes is not None:
+            config["axis"] = axes
+        if config.pop("adjustment", None) is not None:
+            raise ValueError(
+                "`adjustment` of Keras 2 isn't supported. Received: a config with "
+                "`adjustment`. Set it to None: inference doesn't depend on it."
+            )
+        if config.get("renorm_clipping"):
+            config["renorm_clipping"] = {
+                k: keras.saving.deserialize_keras_object(v)
+                if isinstance(v, dict)
+                else v
+                for k, v in config["renorm_clipping"].items()
+            }
+        layer = super().from_config(config)
+        layer.freeze("statistics" in frozen, "affine" in frozen)
+        return layer
 
     def load_own_variables(self, store):
         """Loads weights, of a layer with or without `renorm`.
 
-        What only renorm has is left out, or started from the moving statistics.
+        What only renorm has is left out, or started from the moving statistics. So
+        is what only `debias_moving_statistics` and `momentum=None` have.
         """
-        plain = 2 + (self.gamma is not None) + (self.beta is not None)
-        if not self.built or {len(store.keys()), len(self.weights)} != {
-            plain,
-            plain + 3,
-        }:
+        self._load_own_variables(store)
+        if self.history is not None:
+            # Its own variables, where the file has them, are loaded after these.
+            self.history.continue_from(self)
+
+    def _load_own_variables(self, store):
+        plain = [w for w in (self.gamma, self.beta) if w is not None]
+        plain += [self.moving_mean, self.moving_variance] if self.built else []
+        stored = len(plain) + (0 if self.renorm else 3)
+        if not self.built or len(store.keys()) != stored:
             return super().load_own_variables(store)
-        order = self.weights
-        if self.renorm:
-            order = [w for w in (self.gamma, self.beta) if w is not None]
-            order += [self.moving_mean, self.moving_variance]
-        for i, weight in enumerate(order):
+        for i, weight in enumerate(plain):
             weight.assign(store[f"{i}"])
         if self.renorm:
-            stddev = ops.sqrt(self.moving_variance + self.epsilon)
-            self.moving_stddev.assign(stddev)
-            # Copies: JAX keeps the array it is given, and lets none be donated twice.
-            self.renorm_stddev.assign(ops.copy(stddev))
-            self.renorm_mean.assign(ops.copy(self.moving_mean))
+            self._start_renorm(ops.sqrt(self.moving_variance + self.epsilon))
 
-    def _channel_axis(self, ndim):
-        if not -ndim <= self.axis < ndim:
+    def _start_renorm(self, stddev):
+        self.moving_stddev.assign(stddev)
+        # Copies: JAX keeps the array it is given, and lets none be donated twice.
+        self.renorm_stddev.assign(ops.copy(stddev))
+        self.renorm_mean.assign(ops.copy(self.moving_mean))
+
+    @property
+    def _axes(self):
+        return self.axis if isinstance(self.axis, tuple) else (self.axis,)
+
+    def _channel_axes(self, ndim):
+        """The channel axes, ascending and not negative."""
+        for axis in self._axes:
+            if not -ndim <= axis < ndim:
+                raise ValueError(
+                    "`axis` has to be an axis of the inputs. "
+                    f"Received: axis={self.axis} for inputs of rank {ndim}. Choose "
+                    "the axis of the channels, -1 in channels-last data."
+                )
+        axes = tuple(sorted({axis % ndim for axis in self._axes}))
+        if len(axes) < len(self._axes):
             raise ValueError(
-                "`axis` has to be an axis of the inputs. "
-                f"Received: axis={self.axis} for inputs of rank {ndim}. Choose the "
-                "axis of the channels, -1 in channels-last data."
+                "`axis` names an axis twice. "
+                f"Received: axis={self.axis} for inputs of rank {ndim}. Name each "
+                "channel axis once."
             )
-        return self.axis % ndim
+        return axes
+
+    def _choose(self, x, axes, dtype):
+        """Returns the arithmetic, and the inputs as it takes them."""
+        arithmetic = backends.choose(x, axes=axes, synchronized=self.synchronized)
+        if arithmetic is backends.active().generic:
+            # Gradients through the outputs and the statistics meet before they are
+            # rounded to 16 bits.
+            x = _cast(x, dtype)
+        return arithmetic, x
+
+    def _read(self, weight, dtype):
+        """The value of a weight, of the shape of the channel axes."""
+        value = _cast(weight, dtype)
+        if isinstance(self.axis, tuple):
+            value = ops.reshape(value, [n for n in self._sizes(weight)])
+        return value
+
+    def _sizes(self, weight):
+        return [weight.shape[i] for i in self._channel_axes(len(weight.shape))]
+
+    def _inference_statistics(self, dtype):
+        """Mean and variance that take the place of a batch's."""
+        mean = self._read(self.moving_mean, dtype)
+        variance = self._read(self.moving_variance, dtype)
+        if not self.debias_moving_statistics:
+            return mean, variance
+        history = self.history
+        scale = self._read(history.debiased_scale, dtype)
+        if self.renorm:
+            scale = _variance_of(scale, self.epsilon)
+        return (
+            ops.where(
+                self._read(history.mean_updates, dtype) > 0,
+                self._read(history.debiased_mean, dtype),
+                mean,
+            ),
+            ops.where(self._read(history.scale_updates, dtype) > 0, scale, variance),
+        )
 
     def _widen(self, inputs):
         """Returns the inputs in the dtype that holds them and the outputs.
@@ -407,61 +645,163 @@ class BatchNormalization(keras.layers.BatchNormalization):
         narrow = dtype == self.compute_dtype and dtype in ("bfloat16", "float16")
         return inputs if narrow else _cast(inputs, "float32")
 
-    def _renormalize(self, batch, usable, gamma, beta, dtype):
+    def _renorm_statistics(self, dtype):
+        """renorm_mean, renorm_stddev, and from where on they are to be used."""
+        if not self.debias_moving_statistics:
+            mean = self._read(self.renorm_mean, dtype)
+            return mean, self._read(self.renorm_stddev, dtype), None
+        history = self.history
+        return (
+            self._read(history.debiased_renorm_mean, dtype),
+            self._read(history.debiased_renorm_stddev, dtype),
+            self._read(history.scale_updates, dtype) > 0,
+        )
+
+    def _renormalize(self, batch, usable, gamma, beta, mean, stddev, known):
         """Returns gamma and beta for `x_hat * r + d`."""
+        limits = {
+            k: limit(self.history.steps.value) if callable(limit) else limit
+            for k, limit in self.renorm_clipping.items()
+        }
         r, d = renorm_corrections(
             batch,
-            renorm_mean=_cast(self.renorm_mean, dtype),
-            renorm_stddev=_cast(self.renorm_stddev, dtype),
+            renorm_mean=mean,
+            renorm_stddev=stddev,
             epsilon=self.epsilon,
-            **self.renorm_clipping,
+            **limits,
         )
+        if known is not None:
+            usable = _both(usable, known)
         r = _select(usable, r, ops.ones_like(r))
         d = _select(usable, d, ops.zeros_like(d))
         if gamma is not None:
             r, d = r * gamma, d * gamma
         return r, d if beta is None else d + beta
 
-    def _update_statistics(self, batch, usable, moving_mean, moving_variance, dtype):
+    def _update_statistics(self, batch, usable, dtype):
         """Moves each statistic of each usable channel towards the batch's."""
+        history, averages = self.history, self.debias_moving_statistics
         # One element has a mean but no variance; 0 would be far from any truth.
-        has_variance = _both(usable, batch.size > 1)
+        has_variance, variance = _both(usable, batch.size > 1), batch.variance
+        if self.unbiased_moving_variance:
+            variance, exists = unbiased_variance(batch)
+            has_variance = _both(has_variance, exists)
 
-        def follow_mean(weight, old, momentum):
-            new = update_mean(old, batch, momentum=momentum)
-            weight.assign(_select(usable, new, old))
+        def write(weight, where, new, old):
+            new = _select(where, new, old)
+            if isinstance(self.axis, tuple):
+                new = ops.reshape(new, weight.shape)
+            weight.assign(new)
 
-        def follow_scale(weight, old, start, new, momentum):
-            new = update_scale(start, new, momentum=momentum)
-            weight.assign(_select(has_variance, new, old))
-            return new
+        def average(update, weight, where, new, momentum, updates, *, debias=False):
+            old = self._read(weight, dtype)
+            share = newest_weight(momentum, updates, debias=debias)
+            write(weight, where, update(old, new, share), old)
 
-        follow_mean(self.moving_mean, moving_mean, self.momentum)
+        mean_updates = scale_updates = None
+        if history is not None and history.counts:
+            old = self._read(history.mean_updates, dtype)
+            mean_updates = old + 1.0
+            write(history.mean_updates, usable, mean_updates, old)
+            old = self._read(history.scale_updates, dtype)
+            scale_updates = old + 1.0
+            write(history.scale_updates, has_variance, scale_updates, old)
+        of_mean = usable, batch, self.momentum, mean_updates
+        scale = ops.sqrt(variance + self.epsilon) if self.renorm else variance
+        of_scale = has_variance, scale, self.momentum, scale_updates
+
+        average(update_mean, self.moving_mean, *of_mean)
+        if averages:
+            average(update_mean, history.debiased_mean, *of_mean, debias=True)
+            average(update_scale, history.debiased_scale, *of_scale, debias=True)
         if not self.renorm:
-            follow_scale(
-                self.moving_variance,
-                moving_variance,
-                moving_variance,
-                batch.variance,
-                self.momentum,
-            )
+            average(update_scale, self.moving_variance, *of_scale)
             return
-        batch_stddev = ops.sqrt(batch.variance + self.epsilon)
-        old = _cast(self.moving_stddev, dtype)
-        start = consistent_stddev(old, moving_variance, epsilon=self.epsilon)
-        stddev = follow_scale(
-            self.moving_stddev, old, start, batch_stddev, self.momentum
+        old = self._read(self.moving_variance, dtype)
+        stddev = self._read(self.moving_stddev, dtype)
+        start = consistent_stddev(stddev, old, epsilon=self.epsilon)
+        new = update_scale(start, scale, newest_weight(self.momentum, scale_updates))
+        write(self.moving_stddev, has_variance, new, stddev)
+        write(self.moving_variance, has_variance, _variance_of(new, self.epsilon), old)
+        momentum = self.renorm_momentum
+        # r compares deviations with the divisor n.
+        scale = ops.sqrt(batch.variance + self.epsilon)
+        of_mean = usable, batch, momentum, mean_updates
+        of_scale = has_variance, scale, momentum, scale_updates
+        average(update_mean, self.renorm_mean, *of_mean)
+        average(update_scale, self.renorm_stddev, *of_scale)
+        if averages:
+            average(update_mean, history.debiased_renorm_mean, *of_mean, debias=True)
+            average(
+                update_scale, history.debiased_renorm_stddev, *of_scale, debias=True
+            )
+        if history is not None and history.counts_steps:
+            history.steps.assign_add(1)
+
+
+class History(keras.layers.Layer):
+    """What averages know of their past, beside the statistics that Keras stores.
+
+    A layer of its own, so that the file of a `BatchNormalization` has the variables
+    of Keras's, in their order, and either loads into the other.
+
+    Attributes:
+        mean_updates, scale_updates: how many batches each channel has seen; `inf`
+            after loading a file that doesn't say.
+        debiased_mean, debiased_scale: the averages of the mean, and of the variance
+            (under renorm of the standard deviation, `sqrt(variance + epsilon)`).
+        debiased_renorm_mean, debiased_renorm_stddev: those of renorm's statistics.
+        steps: scalar integer, training passes, for schedules.
+    """
+
+    def __init__(self, averages, counts, steps, **kwargs):
+        super().__init__(**kwargs)
+        self.averages, self.counts, self.counts_steps = averages, counts, steps
+
+    def build_for(self, shape, dtype):
+        names = ("mean_updates", "scale_updates") if self.counts else ()
+        for name in (*names, *self.averages):
+            weight = self.add_weight(
+                name=name,
+                shape=shape,
+                dtype=dtype,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
+            setattr(self, name, weight)
+        if self.counts_steps:
+            self.steps = self.add_weight(
+                name="steps", dtype="int32", initializer="zeros", trainable=False
+            )
+        self.built = True
+
+    def reset(self):
+        for weight in self.weights:
+            weight.assign(ops.zeros_like(weight.value))
+
+    def continue_from(self, layer):
+        """Takes moving statistics of unknown history for the average so far.
+
+        A cumulative average, for which that says nothing, starts anew.
+        """
+        self.reset()
+        if not self.averages or layer.momentum is None:
+            return
+        self.debiased_mean.assign(ops.copy(layer.moving_mean))
+        scale = ops.copy(layer.moving_variance)
+        self.debiased_scale.assign(
+            ops.sqrt(scale + layer.epsilon) if layer.renorm else scale
         )
-        new_variance = ops.maximum(
-            ops.square(stddev) - self.epsilon, ops.zeros_like(stddev)
-        )
-        self.moving_variance.assign(
-            _select(has_variance, new_variance, moving_variance)
-        )
-        old = _cast(self.renorm_mean, dtype)
-        follow_mean(self.renorm_mean, old, self.renorm_momentum)
-        old = _cast(self.renorm_stddev, dtype)
-        follow_scale(self.renorm_stddev, old, old, batch_stddev, self.renorm_momentum)
+        if layer.renorm:
+            self.debiased_renorm_mean.assign(ops.copy(layer.renorm_mean))
+            self.debiased_renorm_stddev.assign(ops.copy(layer.renorm_stddev))
+        for updates in (self.mean_updates, self.scale_updates):
+            updates.assign(ops.full_like(updates.value, math.inf))
+
+    def load_own_variables(self, store):
+        if len(store.keys()):
+            super().load_own_variables(store)
 
 
 def _cast(x, dtype):
@@ -474,6 +814,17 @@ def _cast(x, dtype):
 def _statistics_dtype(x):
     dtype = keras.backend.standardize_dtype(x.dtype)
     return "float64" if dtype == "float64" else "float32"
+
+
+def _usable(batch, native):
+    """Where there are statistics; `True` where that is known without waiting."""
+    # The variance is finite only where the mean is.
+    known = native and backends.active().is_known_finite(batch.variance)
+    return _both(batch.size > 0, known or ops.isfinite(batch.variance))
+
+
+def _variance_of(stddev, epsilon):
+    return ops.maximum(ops.square(stddev) - epsilon, ops.zeros_like(stddev))
 
 
 def _both(a, b):
@@ -489,15 +840,30 @@ def _select(condition, a, b):
 
 
 def _validate_axis(axis):
-    value = axis
-    if isinstance(value, (list, tuple)) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(
-            f"`axis` must be an integer. Received: axis={axis!r}. Pass the index of "
-            "the channel axis, -1 for the last."
-        )
-    return int(value)
+    """Returns an integer, or a tuple of several."""
+    values = axis if isinstance(axis, (list, tuple)) else [axis]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            break
+    else:
+        if values and len(set(values)) == len(values):
+            axes = tuple(map(int, values))
+            return axes if len(axes) > 1 else axes[0]
+    raise ValueError(
+        "`axis` must be an integer, or a sequence of different integers. "
+        f"Received: axis={axis!r}. Pass the index of the channel axis, -1 for the last."
+    )
+
+
+def _validate_virtual_batch_size(size):
+    whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+    if size is None or (whole and size >= 1):
+        return None if size is None else int(size)
+    raise ValueError(
+        "`virtual_batch_size` must be an integer of at least 1, or None. "
+        f"Received: virtual_batch_size={size!r}. Pass the number of examples in a "
+        "virtual batch."
+    )
 
 
 def _validate_number(name, value, low, high=math.inf, *, above=False):
@@ -526,18 +892,35 @@ def _validate_clipping(clipping):
         )
     limits = {}
     for key, value in clipping.items():
-        if value is None:
-            continue
-        if key == "dmax" and isinstance(value, numbers.Real) and value < 0:
-            raise ValueError(
-                "dmax should be non-negative in `renorm_clipping`. "
-                f"Received: dmax={value}. d is clipped to [-dmax, dmax]."
+        if value is not None:
+            is_schedule = isinstance(
+                value, keras.optimizers.schedules.LearningRateSchedule
             )
-        limits[key] = _validate_number(f"renorm_clipping[{key!r}]", value, 0.0)
-    rmin, rmax = limits.get("rmin", 0.0), limits.get("rmax", math.inf)
-    if rmin > rmax:
-        raise ValueError(
-            "rmax should be at least rmin in `renorm_clipping`. "
-            f"Received: rmax={rmax}, rmin={rmin}. r is clipped to [rmin, rmax]."
-        )
+            limits[key] = value if is_schedule else _validate_limit(key, value)
+    scheduled = any(map(callable, limits.values()))
+    # Schedules are looked at from the first step to the ten millionth.
+    for step in [0, *(10**i for i in range(8))] if scheduled else [0]:
+        now = {
+            k: _validate_limit(k, float(v(step)), f" at step {step}")
+            if callable(v)
+            else v
+            for k, v in limits.items()
+        }
+        rmin, rmax = now.get("rmin", 0.0), now.get("rmax", math.inf)
+        if rmin > rmax:
+            raise ValueError(
+                "rmax should be at least rmin in `renorm_clipping`. "
+                f"Received: rmax={rmax}, rmin={rmin}"
+                f"{f' at step {step}' if scheduled else ''}. r is clipped to "
+                "[rmin, rmax]."
+            )
     return limits
+
+
+def _validate_limit(key, value, when=""):
+    if key == "dmax" and isinstance(value, numbers.Real) and value < 0:
+        raise ValueError(
+            "dmax should be non-negative in `renorm_clipping`. "
+            f"Received: dmax={value}{when}. d is clipped to [-dmax, dmax]."
+        )
+    return _validate_number(f"renorm_clipping[{key!r}]{when}", value, 0.0)

@@ -90,9 +90,13 @@ def explain_implementation(layer, inputs):
         )
     inputs = keras.ops.convert_to_tensor(inputs)
     forced = backends.forced()
-    x, synchronized = layer._widen(inputs), layer.synchronized
+    x = layer._widen(inputs)
+    call = {
+        "axes": layer._channel_axes(len(x.shape)),
+        "synchronized": layer.synchronized,
+    }
     try:
-        chosen = backends.choose(x, synchronized=synchronized)
+        chosen = backends.choose(x, **call)
     except ValueError as error:
         return Explanation("none", "this call raises an error", [str(error)])
     reasons = []
@@ -100,5 +104,5 @@ def explain_implementation(layer, inputs):
         if forced == "generic":
             reasons = ["It is forced."]
         else:
-            reasons = backends.active().obstacles(x, synchronized=synchronized)
+            reasons = backends.active().obstacles(x, **call)
     return Explanation(chosen.name, chosen.kernels, reasons)

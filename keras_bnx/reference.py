@@ -8,17 +8,19 @@ BN: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
 BRN: Ioffe 2017, https://arxiv.org/abs/1702.03275.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 
 @dataclass
 class State:
-    """Moving statistics, each of shape `(channels,)`.
+    """Moving statistics, each of one number per channel.
 
     `moving_stddev`, `renorm_mean` and `renorm_stddev` are renorm's; by default
     they start from `moving_mean` and `moving_variance`, as the layer's do.
+    `mean_updates` and `scale_updates` count the batches, and `debiased` holds what
+    remains of statistics by name when their initial values are divided out.
     """
 
     moving_mean: np.ndarray
@@ -26,6 +28,9 @@ class State:
     moving_stddev: np.ndarray = None
     renorm_mean: np.ndarray = None
     renorm_stddev: np.ndarray = None
+    mean_updates: np.ndarray = None
+    scale_updates: np.ndarray = None
+    debiased: dict = field(default_factory=dict)
 
     def __post_init__(self):
         stddev = np.sqrt(np.maximum(self.moving_variance, 0.0))
@@ -35,22 +40,32 @@ class State:
             self.renorm_mean = self.moving_mean
         if self.renorm_stddev is None:
             self.renorm_stddev = stddev
+        for name in ("mean_updates", "scale_updates"):
+            if getattr(self, name) is None:
+                setattr(self, name, np.zeros_like(stddev))
         for name, value in vars(self).items():
-            setattr(self, name, np.asarray(value, "float64"))
+            if name != "debiased":
+                setattr(self, name, np.asarray(value, "float64"))
 
 
 @dataclass
 class Arguments:
-    """What the layer is constructed with, and its weights gamma and beta."""
+    """What the layer is constructed with, and its weights gamma and beta.
 
-    axis: int = -1
-    momentum: float = 0.99
+    Limits in `renorm_clipping` are numbers, those of the step.
+    """
+
+    axis: int = -1  # or a tuple
+    momentum: float = 0.99  # or None
     epsilon: float = 1e-3
     gamma: np.ndarray = None
     beta: np.ndarray = None
     renorm: bool = False
     renorm_clipping: dict = field(default_factory=dict)
     renorm_momentum: float = 0.99
+    virtual_batch_size: int = None
+    unbiased_moving_variance: bool = False
+    debias_moving_statistics: bool = False
 
 
 @dataclass
@@ -66,6 +81,7 @@ class Step:
     share: np.ndarray  # w / n, 0 in channels with statistics of their own
     weights: np.ndarray
     arguments: Arguments
+    parts: list = None  # a `Step` and a slice of each virtual batch
 
 
 def moments(x, weights=None, *, axis=-1):
@@ -75,8 +91,8 @@ def moments(x, weights=None, *, axis=-1):
     Elements of weight 0 may be NaN.
 
     Returns:
-        `count` (n), `size` (how many w > 0), `mean`, `variance`, of shape
-        `(channels,)`; mean and variance are 0 where nothing counts.
+        `count` (n), `size` (how many w > 0), `mean`, `variance`, one number per
+        channel; mean and variance are 0 where nothing counts.
     """
     w = np.broadcast_to(1.0 if weights is None else weights, np.shape(x))
     x, w = _rows(x, axis), _rows(w, axis)
@@ -105,11 +121,13 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
         `Step`, with the output and the `State` after the call.
     """
     a, shape = arguments, np.shape(x)
+    if training and a.virtual_batch_size is not None:
+        return _virtual_batches(x, state, a, weights)
     w = _rows(np.broadcast_to(1.0 if weights is None else weights, shape), a.axis)
     w = np.where(w > 0, w, 0.0)
     rows = _rows(x, a.axis)
-    gamma = np.ones(rows.shape[1]) if a.gamma is None else np.asarray(a.gamma, float)
-    beta = np.zeros(rows.shape[1]) if a.beta is None else np.asarray(a.beta, float)
+    gamma = np.ones(rows.shape[1:]) if a.gamma is None else np.asarray(a.gamma, float)
+    beta = np.zeros(rows.shape[1:]) if a.beta is None else np.asarray(a.beta, float)
 
     count, size, mean, variance = moments(x, weights, axis=a.axis)
     usable = (size > 0) & np.isfinite(mean) & np.isfinite(variance) & training
@@ -117,16 +135,26 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     if training and a.renorm:
         # BRN, Algorithm 1, lines 3 and 4; constants to the gradient.
         sigma = np.sqrt(variance + a.epsilon)
-        moving_sigma = np.maximum(state.renorm_stddev, np.sqrt(a.epsilon))
+        renorm_mean, renorm_stddev = state.renorm_mean, state.renorm_stddev
+        if a.debias_moving_statistics:
+            renorm_mean = state.debiased.get("renorm_mean", renorm_mean)
+            renorm_stddev = state.debiased.get("renorm_stddev", renorm_stddev)
+        moving_sigma = np.maximum(renorm_stddev, np.sqrt(a.epsilon))
         clip = a.renorm_clipping
         r = np.clip(sigma / moving_sigma, clip.get("rmin", 0), clip.get("rmax", np.inf))
         dmax = clip.get("dmax", np.inf)
-        d = np.clip((mean - state.renorm_mean) / moving_sigma, -dmax, dmax)
-        r, d = np.where(usable, r, 1.0), np.where(usable, d, 0.0)
-    after = _update(state, a, usable, size, mean, variance) if training else state
+        d = np.clip((mean - renorm_mean) / moving_sigma, -dmax, dmax)
+        known = usable
+        if a.debias_moving_statistics:
+            known = usable & (state.scale_updates > 0)
+        r, d = np.where(known, r, 1.0), np.where(known, d, 0.0)
+    after = state
+    if training:
+        after = _update(state, a, usable, count, size, mean, variance)
 
-    mean = np.where(usable, mean, state.moving_mean)
-    variance = np.where(usable, variance, state.moving_variance)
+    moving_mean, moving_variance = inference_statistics(state, a)
+    mean = np.where(usable, mean, moving_mean)
+    variance = np.where(usable, variance, moving_variance)
     # A channel of padding alone, in a batch that isn't padding alone, gives beta.
     absent = (size == 0) & usable.any()
     inv = np.where(absent, 0.0, 1.0 / np.sqrt(variance + a.epsilon))
@@ -149,6 +177,12 @@ def gradients(step, dy, x):
         `dx`, of the shape of `x`; `dgamma` and `dbeta`, of shape `(channels,)`.
     """
     a, shape = step.arguments, np.shape(dy)
+    if step.parts is not None:
+        dx, vectors = np.empty(shape), []
+        for part, index in step.parts:
+            dx[index], *dvectors = gradients(part, dy[index], x[index])
+            vectors.append(dvectors)
+        return dx, *(sum(v) for v in zip(*vectors, strict=True))
     dy = _rows(dy, a.axis)
     x = _rows(x, a.axis)
     gamma = 1.0 if a.gamma is None else np.asarray(a.gamma, float)
@@ -160,29 +194,104 @@ def gradients(step, dy, x):
     return _restore(dx, a.axis, shape), dgamma, dy.sum(0)
 
 
-def _update(state, a, usable, size, mean, variance):
+def inference_statistics(state, a):
+    """Mean and variance at inference."""
+    mean, variance = state.moving_mean, state.moving_variance
+    if a.debias_moving_statistics:
+        scale = state.debiased.get("scale", variance)
+        if a.renorm:
+            scale = np.maximum(scale**2 - a.epsilon, 0.0)
+        mean = np.where(state.mean_updates > 0, state.debiased.get("mean", mean), mean)
+        variance = np.where(state.scale_updates > 0, scale, variance)
+    return mean, variance
+
+
+def _virtual_batches(x, state, a, weights):
+    """Statistics of a few examples at a time (Hoffer et al. 2017, Algorithm 1).
+
+    The moving statistics are updated by the batch, of which each virtual batch
+    without statistics of its own is left out.
+    """
+    x = np.asarray(x, "float64")
+    w = np.broadcast_to(1.0 if weights is None else weights, x.shape).astype(float)
+    channel_axes = {i % x.ndim for i in np.atleast_1d(a.axis)}
+    axis = next(i for i in range(x.ndim) if i not in channel_axes)
+    plain = replace(a, virtual_batch_size=None)
+    parts = []
+    for start in range(0, x.shape[axis], a.virtual_batch_size):
+        index = [slice(None)] * x.ndim
+        index[axis] = slice(start, start + a.virtual_batch_size)
+        index = tuple(index)
+        part = batch_normalization(x[index], state, plain, weights=w[index])
+        _, size, _, variance = moments(x[index], w[index], axis=a.axis)
+        known = _along((size > 0) & np.isfinite(variance), x, a.axis)
+        w[index] = np.where(known, w[index], 0.0)
+        parts.append((part, index))
+    y = np.empty_like(x)
+    for part, index in parts:
+        y[index] = part.y
+    count, size, mean, variance = moments(x, w, axis=a.axis)
+    after = _update(state, a, size > 0, count, size, mean, variance)
+    return Step(y, after, None, None, None, None, None, None, a, parts)
+
+
+def _update(state, a, usable, count, size, mean, variance):
     """Moving averages (BN, Algorithm 2, line 10, as a running average)."""
-
-    def average(old, new, momentum, where):
-        return np.where(where, old * momentum + new * (1.0 - momentum), old)
-
-    # A single element has no variance.
+    # A single element has no variance, and weights of 1 in sum none without bias.
     has_variance = usable & (size > 1)
-    moving_mean = average(state.moving_mean, mean, a.momentum, usable)
-    if not a.renorm:
-        moving_variance = average(
-            state.moving_variance, variance, a.momentum, has_variance
-        )
-        return State(moving_mean, moving_variance)
+    unbiased = variance
+    if a.unbiased_moving_variance:
+        has_variance = has_variance & (count > 1)
+        unbiased = variance * count / np.where(count > 1, count - 1, 1.0)
+    mean_updates = state.mean_updates + usable
+    scale_updates = state.scale_updates + has_variance
+
+    def average(old, new, momentum, where, updates, *, debias=False):
+        updates = np.maximum(updates, 1)
+        if momentum is None:
+            share = 1.0 / updates
+        elif debias and momentum < 1:
+            share = (1.0 - momentum) / (1.0 - momentum**updates)
+        else:
+            share = 1.0 - momentum
+        return np.where(where, old * (1.0 - share) + new * share, old)
+
+    def of_mean(old, momentum, **kwargs):
+        return average(old, mean, momentum, usable, mean_updates, **kwargs)
+
+    def of_scale(old, new, momentum, **kwargs):
+        return average(old, new, momentum, has_variance, scale_updates, **kwargs)
+
     # BRN, Algorithm 1, lines 6 and 7, by the deviation, as Keras keeps it; a
     # variance set from outside decides.
     sigma = np.sqrt(variance + a.epsilon)
+    scale = np.sqrt(unbiased + a.epsilon) if a.renorm else unbiased
+    debiased, zero = {}, np.zeros_like(mean)
+    if a.debias_moving_statistics:
+        old = {name: state.debiased.get(name, zero) for name in _DEBIASED}
+        m, renorm = a.momentum, a.renorm_momentum
+        debiased["mean"] = of_mean(old["mean"], m, debias=True)
+        debiased["scale"] = of_scale(old["scale"], scale, m, debias=True)
+        if a.renorm:
+            debiased["renorm_mean"] = of_mean(old["renorm_mean"], renorm, debias=True)
+            debiased["renorm_stddev"] = of_scale(
+                old["renorm_stddev"], sigma, renorm, debias=True
+            )
+    more = {
+        "mean_updates": mean_updates,
+        "scale_updates": scale_updates,
+        "debiased": debiased,
+    }
+    moving_mean = of_mean(state.moving_mean, a.momentum)
+    if not a.renorm:
+        moving_variance = of_scale(state.moving_variance, scale, a.momentum)
+        return State(moving_mean, moving_variance, **more)
     stddev = np.clip(
         state.moving_stddev,
         np.sqrt(state.moving_variance),
         np.sqrt(state.moving_variance + a.epsilon),
     )
-    stddev = stddev * a.momentum + sigma * (1.0 - a.momentum)
+    stddev = of_scale(stddev, scale, a.momentum)
     return State(
         moving_mean,
         np.where(
@@ -191,17 +300,29 @@ def _update(state, a, usable, size, mean, variance):
             state.moving_variance,
         ),
         np.where(has_variance, stddev, state.moving_stddev),
-        average(state.renorm_mean, mean, a.renorm_momentum, usable),
-        average(state.renorm_stddev, sigma, a.renorm_momentum, has_variance),
+        of_mean(state.renorm_mean, a.renorm_momentum),
+        of_scale(state.renorm_stddev, sigma, a.renorm_momentum),
+        **more,
     )
 
 
+_DEBIASED = ("mean", "scale", "renorm_mean", "renorm_stddev")
+
+
 def _rows(x, axis):
-    """Reshapes to `(elements per channel, channels)`."""
-    x = np.moveaxis(np.asarray(x, "float64"), axis, -1)
-    return x.reshape(-1, x.shape[-1])
+    """Reshapes to `(elements per channel, *channels)`."""
+    axes = sorted(i % np.ndim(x) for i in np.atleast_1d(axis))
+    x = np.moveaxis(np.asarray(x, "float64"), axes, range(-len(axes), 0))
+    return x.reshape(-1, *x.shape[x.ndim - len(axes) :])
 
 
 def _restore(rows, axis, shape):
-    moved = np.moveaxis(np.empty(shape), axis, -1).shape
-    return np.moveaxis(rows.reshape(moved), -1, axis)
+    axes = sorted(i % len(shape) for i in np.atleast_1d(axis))
+    moved = np.moveaxis(np.empty(shape), axes, range(-len(axes), 0)).shape
+    return np.moveaxis(rows.reshape(moved), range(-len(axes), 0), axes)
+
+
+def _along(vector, x, axis):
+    """One number per channel, shaped to broadcast against `x`."""
+    axes = {i % x.ndim for i in np.atleast_1d(axis)}
+    return vector.reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])

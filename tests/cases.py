@@ -43,11 +43,13 @@ class Case:
         mask = rng.uniform(size=self.mask)
         mask = mask * (mask > 0.3) if self.weighted else mask > 0.3
         mask = mask.astype("float32") if self.weighted else mask
-        axis = self.axis % len(self.shape)
+        axes = {axis % len(self.shape) for axis in np.atleast_1d(self.axis)}
         full = mask
         if mask.ndim < len(self.shape):
-            missing = len(self.shape) - 1 - mask.ndim
-            full = np.expand_dims(full.reshape(full.shape + (1,) * missing), axis)
+            missing = len(self.shape) - len(axes) - mask.ndim
+            full = np.expand_dims(
+                full.reshape(full.shape + (1,) * missing), tuple(axes)
+            )
         return mask, full
 
 
@@ -171,6 +173,82 @@ CASES = [
         axis=1,
         mask=(6, 1),
         weighted=True,
+        keras_is_right=NOWHERE,
+    ),
+    *(
+        Case(
+            f"virtual_{name}",
+            reason,
+            keras_is_right=NOWHERE,
+            **{"arguments": {"virtual_batch_size": 4}, **case},
+        )
+        for name, reason, case in (
+            ("divides", "one shape", {"shape": (12, 3)}),
+            ("remainder", "a smaller last one", {"shape": (14, 5)}),
+            ("one", "the batch is smaller", {"shape": (3, 5)}),
+            ("images", "channels last", {"shape": (8, 5, 6, 3)}),
+            ("images_first", "axis 1", {"shape": (8, 3, 5, 6), "axis": 1}),
+            ("axis_0", "channels before the batch", {"shape": (3, 10), "axis": 0}),
+            ("mean_1e5", "merged, without a digit less", {"ratio": 1e5}),
+            ("rows_of_one", "no variance", {"arguments": {"virtual_batch_size": 1}}),
+            ("mask", "with masks", {"shape": (10, 5, 3), "mask": (10, 5)}),
+            (
+                "renorm",
+                "r and d of each",
+                {
+                    "shape": (10, 3, 2),
+                    "axis": 1,
+                    "arguments": {"virtual_batch_size": 3, "renorm": True},
+                },
+            ),
+            (
+                "many",
+                "long sums, and few channels",
+                {"shape": (3, 8192, 3), "arguments": {"virtual_batch_size": 1}},
+            ),
+            (
+                "mixed",
+                "16 bits",
+                {"shape": (8, 5, 6, 3), "dtype": "bfloat16", "mixed": True},
+            ),
+        )
+    ),
+    Case("axes", "two channel axes", (6, 4, 3), axis=(1, 2), keras_is_right=NOWHERE),
+    Case(
+        "axes_apart",
+        "not neighbours, one of them counted from the end",
+        shape=(3, 4, 5, 2),
+        axis=(-1, 1),
+        mask=(3, 5),
+        arguments={"virtual_batch_size": 2, "renorm": True},
+        keras_is_right=NOWHERE,
+    ),
+    Case(
+        "unbiased",
+        "n / (n - 1), as PyTorch stores it",
+        shape=(5, 3),
+        arguments={"unbiased_moving_variance": True},
+        keras_is_right=NOWHERE,
+    ),
+    Case(
+        "unbiased_weights",
+        "n is their sum, which may be below 1",
+        shape=(3, 2, 3),
+        mask=(3, 2, 3),
+        weighted=True,
+        arguments={"unbiased_moving_variance": True, "renorm": True},
+        keras_is_right=NOWHERE,
+    ),
+    Case(
+        "cumulative",
+        "momentum=None",
+        arguments={"momentum": None},
+        keras_is_right=NOWHERE,
+    ),
+    Case(
+        "debiased",
+        "the initial values divided out",
+        arguments={"debias_moving_statistics": True, "renorm": True},
         keras_is_right=NOWHERE,
     ),
     Case("renorm", "batch renormalization", arguments={"renorm": True}),

@@ -9,7 +9,7 @@ from frameworks import functional, gradients, statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization
+from keras_bnx import BatchNormalization, Ramp
 from keras_bnx.reference import Arguments, State, batch_normalization
 
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
@@ -25,11 +25,19 @@ def built(channels=3, **arguments):
     return layer
 
 
-def test_arguments_are_keras_arguments_in_order():
-    theirs = inspect.signature(keras.layers.BatchNormalization.__init__)
-    ours = inspect.signature(BatchNormalization.__init__)
+def test_arguments_are_keras_arguments_in_order_and_then_keywords():
+    theirs = inspect.signature(keras.layers.BatchNormalization.__init__).parameters
+    ours = inspect.signature(BatchNormalization.__init__).parameters
+    keywords = {
+        "virtual_batch_size": None,
+        "unbiased_moving_variance": False,
+        "debias_moving_statistics": False,
+    }
 
-    assert ours == theirs
+    assert [p for n, p in ours.items() if n not in keywords] == list(theirs.values())
+    for name, default in keywords.items():
+        assert ours[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert ours[name].default is default
     assert inspect.signature(BatchNormalization.call) == inspect.signature(
         keras.layers.BatchNormalization.call
     )
@@ -81,7 +89,13 @@ def test_the_parent_contributes_no_code(monkeypatch):
         ({"axis": 1.9}, "axis=1.9"),
         ({"axis": "1"}, "axis='1'"),
         ({"axis": True}, "axis=True"),
-        ({"axis": [1, 2]}, r"axis=\[1, 2\]"),
+        ({"axis": [1, 1]}, r"axis=\[1, 1\]"),
+        ({"axis": []}, r"axis=\[\]"),
+        ({"axis": (1, 2.0)}, r"axis=\(1, 2.0\)"),
+        ({"virtual_batch_size": 0}, "virtual_batch_size=0"),
+        ({"virtual_batch_size": -2}, "virtual_batch_size=-2"),
+        ({"virtual_batch_size": 2.5}, "virtual_batch_size=2.5"),
+        ({"virtual_batch_size": True}, "virtual_batch_size=True"),
         ({"renorm_momentum": "x"}, "renorm_momentum='x'"),
         ({"renorm_clipping": {"r": 1.0}}, "renorm_clipping={'r': 1.0}"),
         ({"renorm_clipping": 3.0}, "renorm_clipping=3.0"),
@@ -89,6 +103,14 @@ def test_the_parent_contributes_no_code(monkeypatch):
         ({"renorm_clipping": {"rmin": -1.0}}, "=-1.0"),
         ({"renorm_clipping": {"dmax": -1.0}}, "dmax=-1.0"),
         ({"renorm_clipping": {"rmax": float("nan")}}, "=nan"),
+        (
+            {"renorm_clipping": {"rmin": 0.9, "rmax": Ramp(1, 0.5, start=0, end=20)}},
+            "rmax=0.75, rmin=0.9 at step 10",
+        ),
+        (
+            {"renorm_clipping": {"dmax": Ramp(1, -1, start=0, end=20)}},
+            "dmax=-1.0 at step 100",
+        ),
     ],
 )
 @pytest.mark.parametrize("renorm", [False, True])
@@ -105,6 +127,11 @@ def test_an_axis_out_of_range_is_named(axis):
         layer.build((None, 3))
     with pytest.raises(ValueError, match=f"axis={axis}"):
         layer.compute_output_shape((None, 3))
+
+
+def test_an_axis_named_twice_is_refused_once_the_rank_is_known():
+    with pytest.raises(ValueError, match=r"twice.*axis=\(1, -1\).*rank 2"):
+        BatchNormalization(axis=(1, -1)).build((None, 3))
 
 
 def test_an_unknown_number_of_channels_is_named():

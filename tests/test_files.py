@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from frameworks import statistics, to_numpy
 
-from keras_bnx import BatchNormalization
+from keras_bnx import BatchNormalization, renorm_schedule
 
 KERAS = keras.layers.BatchNormalization
 X = np.random.default_rng(0).normal(2.0, 3.0, (32, 3)).astype("float32")
 
 
-def trained(cls=BatchNormalization, **arguments):
+def trained(cls=BatchNormalization, momentum=0.5, **arguments):
     model = keras.Sequential(
         [
             keras.Input((3,)),
-            cls(momentum=0.5, name="bn", **arguments),
+            cls(momentum=momentum, name="bn", **arguments),
             keras.layers.Dense(2, name="dense"),
         ]
     )
@@ -46,9 +46,19 @@ def weights(model):
 
 
 RENORM = {"renorm": True, "renorm_clipping": {"rmax": 3.0, "dmax": 5.0}}
+SCHEDULED = {
+    "renorm": True,
+    "renorm_clipping": renorm_schedule(start=1, rmax_end=9, dmax_end=5),
+    "debias_moving_statistics": True,
+    "unbiased_moving_variance": True,
+    "virtual_batch_size": 4,
+}
+OPTIONS = pytest.mark.parametrize(
+    "arguments", [{}, RENORM, SCHEDULED], ids=["plain", "renorm", "all"]
+)
 
 
-@pytest.mark.parametrize("arguments", [{}, RENORM], ids=["plain", "renorm"])
+@OPTIONS
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 def test_models_are_saved_and_loaded(arguments, suffix, tmp_path):
     model = trained(**arguments)
@@ -187,17 +197,97 @@ def test_keras_2_h5_models_load(axis, tmp_path):
     assert other.get_layer("bn").axis in (1, -1)
 
 
-@pytest.mark.parametrize("name", ["virtual_batch_size", "adjustment"])
-def test_what_keras_2_could_and_this_layer_cannot_is_named(name):
-    config = {**BatchNormalization().get_config(), name: 4}
+@pytest.mark.parametrize("suffix", ["keras", "h5", "weights.h5"])
+def test_several_axes_are_stored(suffix, tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4, 3)), BatchNormalization(axis=[1, 2], name="bn")]
+    )
+    model(np.random.default_rng(0).normal(2.0, 3.0, (8, 4, 3)), training=True)
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "weights.h5":
+        # Keras 2's config and its shape of such weights, the rank of the inputs.
+        config = {"axis": [1, 2], "fused": False, "virtual_batch_size": None}
+        layer = BatchNormalization.from_config(config)
+        assert [tuple(w.shape) for w in model.weights] == [(1, 4, 3)] * 4
+        model.save_weights(path)
+        other = keras.Sequential([keras.Input((4, 3)), layer])
+        other.load_weights(path)
+    else:
+        model.save(path)
+        other = keras.models.load_model(path)
 
-    with pytest.raises(ValueError, match=name):
+    x = np.ones((2, 4, 3), "float32")
+    np.testing.assert_array_equal(
+        to_numpy(other(x, training=False)), to_numpy(model(x, training=False))
+    )
+    assert other.layers[0].get_config()["axis"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"momentum": None},
+        {"debias_moving_statistics": True},
+        {"debias_moving_statistics": True, "renorm": True},
+        {"renorm": True, "renorm_clipping": renorm_schedule()},
+    ],
+    ids=["cumulative", "debiased", "debiased renorm", "schedule"],
+)
+def test_what_averages_know_of_their_past_keeps_files_as_keras_has_them(
+    arguments, tmp_path
+):
+    renorm = {"renorm": arguments.get("renorm", False)}
+    model, kerass = trained(**arguments), trained(KERAS, **renorm)
+    model.save_weights(tmp_path / "a.weights.h5")
+    kerass.load_weights(tmp_path / "a.weights.h5")
+    layer, theirs = model.get_layer("bn"), kerass.get_layer("bn")
+    np.testing.assert_array_equal(to_numpy(layer.moving_mean), theirs.moving_mean)
+
+    # The way back, where the past is unknown.
+    kerass.save_weights(tmp_path / "b.weights.h5")
+    model.load_weights(tmp_path / "b.weights.h5")
+    assert_same(model, kerass, cls=KERAS)
+    before, momentum = to_numpy(layer.moving_mean), layer.momentum
+    batch = np.random.default_rng(1).normal(9.0, 1.0, (8, 3)).astype("float32")
+    layer(batch, training=True)
+    share = 1.0 if momentum is None else 1 - momentum
+    expected = before + share * (batch.mean(0) - before)
+    np.testing.assert_allclose(to_numpy(layer.moving_mean), expected, rtol=1e-5)
+    if arguments.get("debias_moving_statistics"):
+        found = to_numpy(layer.history.debiased_mean)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["statistics", "affine"])
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_frozen_survives_files(kind, suffix, tmp_path):
+    model = trained()
+    model.get_layer("bn").freeze(kind == "statistics", kind == "affine")
+    model.save(tmp_path / f"model.{suffix}")
+    other = keras.models.load_model(tmp_path / f"model.{suffix}", compile=False)
+
+    assert other.get_layer("bn").frozen == (kind,)
+    other.compile("sgd", keras.losses.MeanSquaredError())
+    before = [to_numpy(w) for w in other.get_layer("bn").weights]
+    other.fit(X, np.zeros((32, 2)), verbose=0)
+    moved = [
+        not np.array_equal(a, to_numpy(b))
+        for a, b in zip(before, other.get_layer("bn").weights, strict=True)
+    ]
+    affine = kind == "statistics"
+    assert moved == [affine, affine, not affine, not affine]
+
+
+def test_what_keras_2_could_and_this_layer_cannot_is_named():
+    config = {**BatchNormalization().get_config(), "adjustment": 4}
+
+    with pytest.raises(ValueError, match="adjustment"):
         BatchNormalization.from_config(config)
-    assert config[name] == 4
+    assert config["adjustment"] == 4
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, "pickle", "clone_model"])
-@pytest.mark.parametrize("arguments", [{}, RENORM], ids=["plain", "renorm"])
+@OPTIONS
 def test_copies_are_equal(way, arguments):
     model = trained(**arguments)
     if way == "pickle":

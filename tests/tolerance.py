@@ -37,7 +37,14 @@ def assert_near(actual, expected, *, scale=1.0, dtype="float32", units=4.0):
     if dtype in ("float16", "bfloat16"):
         # Half a unit, and the least subnormal of float16.
         allowed = allowed + EPS[dtype] / 2 * np.abs(expected) + 2.0**-25
-    excess = np.abs(actual - expected) / allowed
+    # Where nothing is allowed, nothing is off.
+    difference = np.abs(actual - expected)
+    excess = np.divide(
+        difference,
+        allowed,
+        out=np.where(difference > 0, np.inf, 0.0),
+        where=allowed > 0,
+    )
     worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else ()
     assert excess.size == 0 or excess[worst] <= 1.0, (
         f"{excess[worst]:.3g} times the allowed error at {tuple(map(int, worst))}: "
@@ -48,7 +55,8 @@ def assert_near(actual, expected, *, scale=1.0, dtype="float32", units=4.0):
 def kappa(x, *, axis=-1, epsilon=0.0, weights=None):
     """`max|x| / std` of each channel, shaped to broadcast against `x`."""
     x = np.asarray(x, "float64")
-    axes = tuple(i for i in range(x.ndim) if i != axis % x.ndim)
+    channel_axes = {i % x.ndim for i in np.atleast_1d(axis)}
+    axes = tuple(i for i in range(x.ndim) if i not in channel_axes)
     w = np.broadcast_to(1.0 if weights is None else weights, x.shape) > 0
     x = np.where(w, x, np.nan)
     std = np.sqrt(np.nanvar(x, axis=axes, keepdims=True) + epsilon)

@@ -31,7 +31,7 @@ CHOICES = ("auto", "generic", "native")
 
 
 class Moments(NamedTuple):
-    """Statistics of a batch: tensors of shape `(channels,)`, at least float32.
+    """Statistics of a batch: tensors of the channel axes' shape, at least float32.
 
     Attributes:
         count: `n = sum(w)`, the sum of the weights. Without weights it is the
@@ -63,8 +63,9 @@ class Arithmetic(NamedTuple):
     Attributes:
         name: `"generic"` or `"native"`.
         kernels: what runs, in words.
-        moments: `(x, weights, *, axis) -> Moments`.
-        normalize: `(x, weights, *, axis, shift, mean, variance, epsilon, gamma,
+        moments: `(x, weights, *, axes) -> Moments`, with the tuple of the channel
+            axes, ascending. Virtual batches are a channel axis in front.
+        normalize: `(x, weights, *, axes, shift, mean, variance, epsilon, gamma,
             beta, share) -> y`, of `x`'s shape and dtype. `share` is the weight of
             one unit of `weights` in the statistics, 1/n, and 0 in channels that
             are normalized by other numbers than the batch's; `None` where all are.
@@ -84,7 +85,7 @@ def active():
     return _active
 
 
-def choose(x, *, synchronized=False):
+def choose(x, *, axes, synchronized=False):
     """Returns the `Arithmetic` for a call: native where it serves, or as forced.
 
     Raises:
@@ -92,7 +93,7 @@ def choose(x, *, synchronized=False):
     """
     if _choice == "generic":
         return _active.generic
-    reasons = _active.obstacles(x, synchronized=synchronized)
+    reasons = _active.obstacles(x, axes=axes, synchronized=synchronized)
     if not reasons:
         return _active.native
     if _choice == "native":

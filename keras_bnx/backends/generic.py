@@ -25,7 +25,7 @@ from keras_bnx.backends import Arithmetic, Moments
 all_reduce_sum = None
 
 
-def obstacles(x, *, synchronized):
+def obstacles(x, *, axes, synchronized):
     return [f"There are no native kernels for {keras.config.backend()!r}."]
 
 
@@ -50,7 +50,7 @@ def pick_element(x, axes):
     return ops.sum(x[first], axis=axes, keepdims=True) if axes else x
 
 
-def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
+def moments(x, weights, *, axes, reduce_sum=ops.sum, pick_element=pick_element):
     """Computes `count`, `size`, mean and variance per channel.
 
     Args:
@@ -58,27 +58,27 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
         weights: `None`, or a float32 or float64 tensor of `x`'s rank that
             broadcasts against `x`; elements of weight zero or less don't count, and may
             be NaN.
-        axis: the channel axis, not negative.
+        axes: tuple of the channel axes, ascending.
         reduce_sum: what takes sums, for backends whose own isn't accurate.
         pick_element: what takes the shift, for arrays that can't be sliced.
 
     Returns:
-        `Moments` of shape `(channels,)`. A channel in which nothing counts has
-        count 0, shift 0, mean 0 and variance 0.
+        `Moments` of the shape of the channel axes. A channel in which nothing
+        counts has count 0, shift 0, mean 0 and variance 0.
     """
     x = widened(x)
-    axes = tuple(i for i in range(len(x.shape)) if i != axis)
+    others = other_axes(x, axes)
     shape = ops.shape(x)
 
     def total(values):
         # Frameworks disagree about a sum over no axes (an input of rank 1).
-        return reduce_sum(values, axis=axes, keepdims=True) if axes else values
+        return reduce_sum(values, axis=others, keepdims=True) if others else values
 
     if weights is None:
-        shift = ops.stop_gradient(pick_element(x, axes))
+        shift = ops.stop_gradient(pick_element(x, others))
         shifted = x - shift
         size = 1
-        for i in axes:
+        for i in others:
             size = size * shape[i]
         # A product keeps PyTorch's symbolic sizes symbolic, so that compiled code
         # serves any batch; converting them to a tensor would fix them.
@@ -88,13 +88,14 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
     else:
         counted = weights > 0
         weights = ops.where(counted, weights, ops.zeros_like(weights))
-        # Sums over the mask alone need its channel axis only where it has one.
+        # Sums over the mask alone need its channel axes only where it has them.
         shape = list(shape)
-        shape[axis] = weights.shape[axis]
+        for i in axes:
+            shape[i] = 1 if weights.shape[i] == 1 else shape[i]
         count = total(ops.broadcast_to(weights, shape))
         size = total(ops.cast(ops.broadcast_to(counted, shape), x.dtype))
         shift = ops.where(counted, x, ops.cast(float("inf"), x.dtype))
-        shift = ops.amin(shift, axis=axes, keepdims=True) if axes else shift
+        shift = ops.amin(shift, axis=others, keepdims=True) if others else shift
         shift = ops.stop_gradient(ops.where(size > 0, shift, ops.zeros_like(shift)))
         shifted = ops.where(counted, x, shift) - shift
 
@@ -106,14 +107,18 @@ def moments(x, weights, *, axis, reduce_sum=ops.sum, pick_element=pick_element):
     mean = average(shifted)
     variance = average(ops.square(shifted - mean))
 
+    channels = [ops.shape(x)[i] for i in axes]
+
     def per_channel(values):
-        return ops.broadcast_to(ops.reshape(values, (-1,)), x.shape[axis : axis + 1])
+        if len(values.shape):
+            values = ops.squeeze(values, axis=others) if others else values
+        return ops.broadcast_to(values, channels)
 
     return Moments(*map(per_channel, (count, size, shift, mean, variance)))
 
 
 def normalize(
-    x, weights, *, axis, shift, mean, variance, epsilon, gamma, beta, share=None
+    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
 ):
     """Computes `((x - shift) - mean) * gamma / sqrt(variance + epsilon) + beta`.
 
@@ -121,31 +126,41 @@ def normalize(
         x: floating-point tensor of shape `(batch, ..., channels, ...)`.
         weights: as in `moments`. An element that doesn't count and isn't finite
             is taken for the mean: its output is `beta`, its gradient 0.
-        axis: the channel axis, not negative.
-        shift, mean: tensors of shape `(channels,)`; their sum is the mean.
-            `mean` may be the number 0.
-        variance: tensor of shape `(channels,)`.
+        axes: tuple of the channel axes, ascending.
+        shift, mean: tensors of the shape of the channel axes; their sum is the
+            mean. `mean` may be the number 0.
+        variance: tensor of the same shape.
         epsilon: float, added to the variance.
-        gamma, beta: tensors of shape `(channels,)`, or `None`.
+        gamma, beta: tensors of the same shape, or `None`.
         share: not needed here; see `Arithmetic`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
     """
     dtype, x = x.dtype, widened(x)
-    shape = [1] * len(x.shape)
-    shape[axis] = -1
-    centered = x - ops.reshape(shift, shape)
+    others = other_axes(x, axes)
+
+    def per_element(vector):
+        for i in others:
+            vector = ops.expand_dims(vector, i)
+        return vector
+
+    centered = x - per_element(shift)
     if not isinstance(mean, float):
-        centered = centered - ops.reshape(mean, shape)
+        centered = centered - per_element(mean)
     if weights is not None:
         harmless = ops.logical_or(weights > 0, ops.isfinite(x))
         centered = ops.where(harmless, centered, ops.zeros_like(centered))
     # A root and a quotient per channel: some backends' rsqrt is approximate.
     stddev = ops.sqrt(variance + epsilon)
     scale = (ops.ones_like(stddev) if gamma is None else gamma) / stddev
-    y = centered * ops.reshape(scale, shape)
-    return ops.cast(y if beta is None else y + ops.reshape(beta, shape), dtype)
+    y = centered * per_element(scale)
+    return ops.cast(y if beta is None else y + per_element(beta), dtype)
+
+
+def other_axes(x, axes):
+    """The axes that statistics are taken over."""
+    return tuple(i for i in range(len(x.shape)) if i not in axes)
 
 
 def widened(x):

@@ -19,6 +19,7 @@ as a `custom_vjp`, was measured to take as long or longer on a CPU.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
     all_reduce_sum,
     is_known_finite,
     is_recomputing,
+    other_axes,
 )
 
 # `is_recomputing` is generic's "never": JAX state is threaded through functions,
@@ -39,7 +41,7 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 _LARGE = 100.0
 
 
-def obstacles(x, *, synchronized):
+def obstacles(x, *, axes, synchronized):
     return []
 
 
@@ -61,17 +63,24 @@ generic = Arithmetic(
 )
 
 
-def moments(x, weights, *, axis):
+def moments(x, weights, *, axes):
     x = jax.lax.stop_gradient(x)
     if weights is not None:
-        return generic.moments(x, weights, axis=axis)
-    n = x.size // x.shape[axis]
-    x, axes, per_element = _widened(x), _others(x, axis), _per_element(x, axis)
-    mean = jnp.sum(x, axes) / n
-    variance = jnp.sum(jnp.square(x - per_element(mean)), axes) / n
+        return generic.moments(x, weights, axes=axes)
+    n = math.prod(n for i, n in enumerate(x.shape) if i not in axes)
+    return Moments(n, n, *_moments(x, axes))
+
+
+# Compiled, also where nothing else is: a `cond` would be compiled anew in each call.
+@functools.partial(jax.jit, static_argnums=1)
+def _moments(x, axes):
+    x, others, per_element = _widened(x), other_axes(x, axes), _per_element(x, axes)
+    n = math.prod(x.shape[i] for i in others)
+    mean = jnp.sum(x, others) / n
+    variance = jnp.sum(jnp.square(x - per_element(mean)), others) / n
 
     def second_look():
-        rest = jnp.sum(x - per_element(mean), axes) / n
+        rest = jnp.sum(x - per_element(mean), others) / n
         return rest, jnp.maximum(variance - jnp.square(rest), 0.0)
 
     large = jnp.any(jnp.square(mean) > _LARGE**2 * variance)
@@ -82,15 +91,22 @@ def moments(x, weights, *, axis):
         ),
         default=second_look,
     )
-    return Moments(n, n, mean, rest, variance)
+    return mean, rest, variance
 
 
-def normalize(x, weights, *, axis, epsilon, share=None, **vectors):
+def normalize(x, weights, *, axes, mean, epsilon, share=None, **vectors):
     if share is None:
-        # Nothing but x is kept here either.
-        function = functools.partial(in_keras_ops.normalize, axis=axis, epsilon=epsilon)
-        return jax.checkpoint(function)(x, weights, **vectors)
-    return _normalize(axis, epsilon, x, weights, share, vectors)
+        return _inference(axes, mean, epsilon, x, weights, vectors)
+    return _training(axes, epsilon, x, weights, share, {**vectors, "mean": mean})
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _inference(axes, mean, epsilon, x, weights, vectors):
+    # Nothing but x is kept here either.
+    function = functools.partial(
+        in_keras_ops.normalize, axes=axes, mean=mean, epsilon=epsilon
+    )
+    return jax.checkpoint(function)(x, weights, **vectors)
 
 
 native = Arithmetic(
@@ -99,28 +115,31 @@ native = Arithmetic(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _normalize(axis, epsilon, x, weights, share, vectors):
-    return in_keras_ops.normalize(x, weights, axis=axis, epsilon=epsilon, **vectors)
+def _normalize(axes, epsilon, x, weights, share, vectors):
+    return in_keras_ops.normalize(x, weights, axes=axes, epsilon=epsilon, **vectors)
 
 
 @_normalize.defjvp
-def _(axis, epsilon, primals, tangents):
+def _(axes, epsilon, primals, tangents):
     x, weights, share, vectors = primals
     dx, _, _, dvectors = tangents
-    tangent = jax.checkpoint(functools.partial(_tangent, axis, epsilon))
+    tangent = jax.checkpoint(functools.partial(_tangent, axes, epsilon))
     return (
-        _normalize(axis, epsilon, *primals),
+        _normalize(axes, epsilon, *primals),
         tangent(x, weights, share, vectors, dx, dvectors["gamma"], dvectors["beta"]),
     )
 
 
-def _tangent(axis, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
+_training = jax.jit(_normalize, static_argnums=(0, 1))
+
+
+def _tangent(axes, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
     """The tangent of the outputs; `shift`, `mean` and `variance` are functions of x."""
-    axes, per_element = _others(x, axis), _per_element(x, axis)
+    others, per_element = other_axes(x, axes), _per_element(x, axes)
     shift, gamma = vectors["shift"], vectors["gamma"]
-    centered, dx, weight, harmless = _centered(axis, x, weights, share, shift, dx)
+    centered, dx, weight, harmless = _centered(axes, x, weights, share, shift, dx)
     mean, variance = _attached(
-        axis, x, weights, share, shift, vectors["mean"], vectors["variance"]
+        axes, x, weights, share, shift, vectors["mean"], vectors["variance"]
     )
     inverse = 1.0 / jnp.sqrt(variance + epsilon)
     x_hat = (centered - per_element(mean)) * per_element(inverse)
@@ -128,7 +147,7 @@ def _tangent(axis, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
         x_hat = jnp.where(harmless, x_hat, 0.0)
     scale = inverse if gamma is None else gamma * inverse
     shared = weight * dx
-    first, second = jnp.sum(shared, axes), jnp.sum(shared * x_hat, axes)
+    first, second = jnp.sum(shared, others), jnp.sum(shared * x_hat, others)
     p, q = -scale * second, -scale * first
     p = p if gamma is None else dgamma + p
     if harmless is None and vectors["beta"] is not None:
@@ -142,7 +161,7 @@ def _tangent(axis, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attached(axis, x, weights, share, shift, mean, variance):
+def _attached(axes, x, weights, share, shift, mean, variance):
     """Returns mean and variance; to differentiation they are functions of x.
 
     `moments` cut them off, because a first derivative doesn't need it; a second
@@ -152,20 +171,20 @@ def _attached(axis, x, weights, share, shift, mean, variance):
 
 
 @_attached.defjvp
-def _(axis, primals, tangents):
+def _(axes, primals, tangents):
     x, weights, share, shift, mean, variance = primals
-    axes = _others(x, axis)
-    centered, dx, weight, _ = _centered(axis, x, weights, share, shift, tangents[0])
-    mean, variance = _attached(axis, *primals)
-    centered = centered - _per_element(x, axis)(mean)
-    dmean = jnp.sum(weight * dx, axes)
-    dvariance = jnp.sum(2.0 * weight * centered * dx, axes)
+    others = other_axes(x, axes)
+    centered, dx, weight, _ = _centered(axes, x, weights, share, shift, tangents[0])
+    mean, variance = _attached(axes, *primals)
+    centered = centered - _per_element(x, axes)(mean)
+    dmean = jnp.sum(weight * dx, others)
+    dvariance = jnp.sum(2.0 * weight * centered * dx, others)
     return (mean, variance), (dmean, dvariance)
 
 
-def _centered(axis, x, weights, share, shift, dx):
+def _centered(axes, x, weights, share, shift, dx):
     """`x - shift`, its tangent, the weight of each element, and which are harmless."""
-    per_element = _per_element(x, axis)
+    per_element = _per_element(x, axes)
     centered = _widened(x) - per_element(shift)
     dx = _widened(dx)
     weight = per_element(jnp.broadcast_to(share, shift.shape).astype(shift.dtype))
@@ -186,14 +205,9 @@ def _widened(x):
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def _others(x, axis):
-    return tuple(i for i in range(x.ndim) if i != axis)
-
-
-def _per_element(x, axis):
-    shape = [1] * x.ndim
-    shape[axis] = -1
-    return lambda vector: jnp.reshape(vector, shape)
+def _per_element(x, axes):
+    others = other_axes(x, axes)
+    return lambda vector: jnp.expand_dims(vector, others)
 
 
 def is_traced(value):

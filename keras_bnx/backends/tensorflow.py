@@ -14,13 +14,17 @@ formula in `_gradients`.
 """
 
 import functools
+import math
 import sys
 
 import tensorflow as tf
 
 from keras_bnx.backends import Arithmetic, Moments
 from keras_bnx.backends import generic as in_keras_ops
-from keras_bnx.backends.generic import is_known_finite  # noqa: F401 (the contract)
+from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
+    is_known_finite,
+    other_axes,
+)
 
 # TensorFlow's CPU kernel adds the rows of a column one after the other: at 100,000
 # rows the variance is off by 1e-5, 100 units in the last place. Blocks of blocks
@@ -34,6 +38,9 @@ _LARGE = 10.0
 
 def reduce_sum(x, axis, keepdims):
     """Sums over all axes but one, in three stages; keeps the axes."""
+    if len(x.shape) - len(axis) > 1:
+        # Several channel axes: short chains, in the batches that they are made for.
+        return tf.reduce_sum(x, axis=axis, keepdims=True)
     (channel,) = set(range(len(x.shape))) - set(axis)
 
     # The gradient of a sum is a broadcast, to any order; the slices' own would
@@ -58,21 +65,21 @@ def reduce_sum(x, axis, keepdims):
     return blocked_sum(x)
 
 
-def _generic_moments(x, weights, *, axis):
-    x, axis = _flat(x, axis)
-    return in_keras_ops.moments(x, weights, axis=axis, reduce_sum=reduce_sum)
+def _generic_moments(x, weights, *, axes):
+    x, axes = _flat(x, axes)
+    return in_keras_ops.moments(x, weights, axes=axes, reduce_sum=reduce_sum)
 
 
-def _generic_normalize(x, weights, *, axis, **statistics):
-    values, axis = _flat(x, axis)
-    y = in_keras_ops.normalize(values, weights, axis=axis, **statistics)
+def _generic_normalize(x, weights, *, axes, **statistics):
+    values, axes = _flat(x, axes)
+    y = in_keras_ops.normalize(values, weights, axes=axes, **statistics)
     return x.with_flat_values(y) if isinstance(x, tf.RaggedTensor) else y
 
 
 generic = Arithmetic("generic", "keras.ops", _generic_moments, _generic_normalize)
 
 
-def obstacles(x, *, synchronized):
+def obstacles(x, *, axes, synchronized):
     found = []
     if isinstance(x, tf.RaggedTensor):
         found.append("The kernels take no ragged tensors.")
@@ -80,40 +87,46 @@ def obstacles(x, *, synchronized):
         found.append("The fused op has no kernel for float64.")
     if synchronized:
         found.append("The gradient of synchronized sums is taken of plain arithmetic.")
+    if len(axes) > 1 and not (len(axes) == 2 and axes[0] == 0):
+        found.append("The sums take one channel axis, and one of virtual batches.")
     return found
 
 
-def moments(x, weights, *, axis):
+def moments(x, weights, *, axes):
     x = tf.stop_gradient(x)
     if weights is not None:
-        return generic.moments(x, weights, axis=axis)
-    values = _canonical(x, axis)
-    n = _static_count(x, axis)
+        return generic.moments(x, weights, axes=axes)
+    values, channels = _canonical(x, axes)
+    n = _static_count(x, axes)
     many = n is None or n >= _MANY
     if _compiles(x):
-        mean, variance = _compiled(_look, len(values.shape))(values, many)
+        mean, variance = _compiled(_look, channels, values.shape.rank)(
+            values, channels, many
+        )
     else:
         look = _look if values.dtype == tf.float32 else _fused_look
-        mean, variance = look(values, many)
+        mean, variance = look(values, channels, many)
     # NaN isn't large, and nothing to look at again.
     large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)
     rest, variance = tf.cond(
         large,
-        lambda: _look(_widened(values) - _along(mean, values), many),
+        lambda: _look(
+            _widened(values) - _along(mean, values, channels), channels, many
+        ),
         lambda: (tf.zeros_like(mean), variance),
     )
-    n = _count(values) if n is None else n
+    n = _count(values, channels) if n is None else n
     return Moments(n, n, mean, rest, variance)
 
 
 def normalize(
-    x, weights, *, axis, shift, mean, variance, epsilon, gamma, beta, share=None
+    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
 ):
     statistics = shift, mean, variance, epsilon
     # Inference has a fused op, channels last, and converters know it; XLA they don't.
-    one_op = share is None and axis == len(x.shape) - 1
+    one_op = share is None and axes == (len(x.shape) - 1,)
     compiles = weights is None and not one_op and _compiles(x)
-    n = _static_count(x, axis)
+    n = _static_count(x, axes)
     many = n is None or n >= _MANY
 
     def forward(x, gamma, beta):
@@ -121,7 +134,7 @@ def normalize(
             return generic.normalize(
                 x,
                 weights,
-                axis=axis,
+                axes=axes,
                 shift=shift,
                 mean=mean,
                 variance=variance,
@@ -129,27 +142,33 @@ def normalize(
                 gamma=gamma,
                 beta=beta,
             )
-        values = _canonical(x, axis)
-        affine = _compiled(_affine, len(values.shape)) if compiles else _fused_affine
-        y = affine(values, *statistics, gamma, beta)
+        values, channels = _canonical(x, axes)
+        affine = (
+            _compiled(_affine, channels, values.shape.rank)
+            if compiles
+            else _fused_affine
+        )
+        y = affine(values, channels, *statistics, gamma, beta)
         return _like(y, x)
 
     def backward(dy, x, gamma):
         if weights is not None:
-            return _gradients(dy, x, gamma, *statistics, weights, share, axis)
-        values, dy = _canonical(x, axis), _canonical(dy, axis)
-        gradients = _fused_gradients
-        if compiles:
-            gradients = _compiled(_gradients, len(values.shape))
+            return _gradients(dy, x, gamma, *statistics, weights, share, axes)
+        (values, channels), (dy, _) = _canonical(x, axes), _canonical(dy, axes)
+        gradients = (
+            _compiled(_gradients, channels, values.shape.rank)
+            if compiles
+            else _fused_gradients
+        )
         dx, *others = gradients(
-            dy, values, gamma, *statistics, None, share, 1, many=many
+            dy, values, gamma, *statistics, None, share, channels, many=many
         )
         return _like(dx, x), *others
 
     def differentiable(dy, x, gamma):
         """The gradients by operations whose own gradient is right."""
         return _gradients(
-            dy, x, gamma, *statistics, weights, share, axis, attached=True
+            dy, x, gamma, *statistics, weights, share, axes, attached=True
         )
 
     @tf.custom_gradient
@@ -193,18 +212,19 @@ def _with_gradient(function, differentiable, *arguments):
     return call(*present)
 
 
-def _look(values, many):
+def _look(values, channels, many):
     """Mean and variance per channel."""
-    values, n = _widened(values), _count(values)
-    mean = _sum(values, many) / n
-    return mean, _sum(tf.square(values - _along(mean, values)), many) / n
+    values, n = _widened(values), _count(values, channels)
+    mean = _sum(values, channels, many) / n
+    centered = values - _along(mean, values, channels)
+    return mean, _sum(tf.square(centered), channels, many) / n
 
 
-def _fused_look(values, many):
+def _fused_look(values, channels, many):
     """The same by the fused op, which reads 16 bits and adds in float32."""
-    if not _fuses(values):
-        return _look(values, many)
-    one, n = tf.ones(values.shape[1]), _count(values)
+    if not _fuses(values, channels):
+        return _look(values, channels, many)
+    one, n = tf.ones(values.shape[1]), _count(values, channels)
     _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=values[:, None, None],
         scale=one,
@@ -217,16 +237,18 @@ def _fused_look(values, many):
     return mean, variance * (tf.maximum(n - 1.0, 1.0) / n)
 
 
-def _affine(values, shift, mean, variance, epsilon, gamma, beta):
-    scale, offset = _scale_and_offset(mean, variance, epsilon, gamma, beta)
-    centered = _widened(values) - _along(shift, values)
-    y = centered * _along(scale, values) + _along(offset, values)
-    return tf.cast(y, values.dtype)
+def _affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
+    scale, offset = (
+        _along(vector, values, channels)
+        for vector in _scale_and_offset(mean, variance, epsilon, gamma, beta)
+    )
+    centered = _widened(values) - _along(shift, values, channels)
+    return tf.cast(centered * scale + offset, values.dtype)
 
 
-def _fused_affine(values, shift, mean, variance, epsilon, gamma, beta):
-    if not _fuses(values):
-        return _affine(values, shift, mean, variance, epsilon, gamma, beta)
+def _fused_affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
+    if not _fuses(values, channels):
+        return _affine(values, channels, shift, mean, variance, epsilon, gamma, beta)
     return tf.raw_ops.FusedBatchNormV3(
         x=values[:, None, None],
         scale=tf.ones_like(shift) if gamma is None else gamma,
@@ -256,7 +278,7 @@ def _gradients(
     epsilon,
     weights,
     share,
-    axis,
+    channels,
     many=False,
     attached=False,
 ):
@@ -265,13 +287,12 @@ def _gradients(
     `dx = gamma * inv * (dy - w * share * (sum(dy) + x_hat * sum(dy * x_hat)))`
     (Ioffe and Szegedy 2015, section 3), with `share = 1 / n`.
     """
-    axes = [i for i in range(len(x.shape)) if i != axis]
 
     def total(values):
-        return _sum(values, many) if many else tf.reduce_sum(values, axes)
+        return _sum(values, channels, many)
 
     def per_element(vector):
-        return tf.reshape(vector, [-1 if i == axis else 1 for i in range(len(x.shape))])
+        return _along(vector, x, channels)
 
     harmless = None
     centered, dy = _widened(x) - per_element(shift), _widened(dy)
@@ -304,11 +325,11 @@ def _gradients(
 
 
 def _fused_gradients(
-    dy, x, gamma, shift, mean, variance, epsilon, weights, share, axis, many
+    dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, many
 ):
     def formula():
         return _gradients(
-            dy, x, gamma, shift, mean, variance, epsilon, weights, share, axis, many
+            dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, many
         )
 
     def fused(is_training):
@@ -324,7 +345,7 @@ def _fused_gradients(
         )
         return dx[:, 0, 0], dgamma, dbeta
 
-    if not _fuses(x):
+    if not _fuses(x, channels):
         return formula()
     if share is None:
         return fused(False)
@@ -333,60 +354,70 @@ def _fused_gradients(
     return tf.cond(fits, lambda: fused(True), formula)
 
 
-def _sum(values, many):
-    """Sums per channel of (rows, channels) or (examples, channels, inner).
+def _sum(values, channels, many):
+    """Sums over all axes but the channels'; of canonical values fast, if many.
 
     A product with ones is faster than a sum of many rows, and adds in blocks: the
     sum's chains of additions lose digits. A GPU rounds the factors of products.
     """
-    by_product = many and not _on_gpu()
-    if len(values.shape) == 2:
-        if by_product:
-            return tf.matmul(tf.ones((1, tf.shape(values)[0])), values)[0]
-        return tf.reduce_sum(values, axis=0)
-    if by_product:
-        outer, channels, inner = tf.unstack(tf.shape(values))
-        rows = tf.reshape(values, (outer * channels, inner))
+    others = other_axes(values, channels)
+    rank, shape = len(values.shape), tf.shape(values)
+    if not many or _on_gpu() or rank > 3:
+        return tf.reduce_sum(values, axis=others) if others else values
+    if channels == (1,) and rank == 3:
+        outer, inner = shape[0], shape[2]
+        rows = tf.reshape(values, (outer * shape[1], inner))
         sums = tf.linalg.matvec(rows, tf.ones((inner,)))
-        return tf.reduce_sum(tf.reshape(sums, (outer, channels)), axis=0)
-    return tf.reduce_sum(values, axis=(0, 2))
+        return tf.reduce_sum(tf.reshape(sums, (outer, shape[1])), axis=0)
+    ones = tf.ones((1, shape[rank - 2]))
+    return tf.squeeze(tf.matmul(ones, values), axis=rank - 2)
 
 
-def _canonical(x, axis):
-    """Reshapes to (rows, channels), or (examples, channels, inner)."""
+def _canonical(x, axes):
+    """Reshapes to one shape a kind, and returns the channel axes there.
+
+    Those are `(rows, channels)` and `(examples, channels, inner)`, each behind an
+    axis of virtual batches, if there are such.
+    """
     shape = [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
+    leading, axis = shape[: len(axes) - 1], axes[-1]
+    channels = (*range(len(leading)), len(leading) + 1)
     if axis == len(shape) - 1:
-        return tf.reshape(x, (-1, shape[axis]))
-    outer = functools.reduce(lambda a, b: a * b, shape[:axis], 1)
-    return tf.reshape(x, (outer, shape[axis], -1))
+        return tf.reshape(x, (*leading, -1, shape[axis])), channels
+    outer = math.prod(shape[len(leading) : axis])
+    return tf.reshape(x, (*leading, outer, shape[axis], -1)), channels
 
 
 def _like(values, x):
     return tf.ensure_shape(tf.reshape(values, tf.shape(x)), x.shape)
 
 
-def _along(vector, values):
-    return vector if len(values.shape) == 2 else vector[:, None]
+def _along(vector, values, channels):
+    """Reshapes one number per channel to broadcast along values."""
+    for axis in other_axes(values, channels):
+        vector = tf.expand_dims(vector, axis)
+    return vector
 
 
 def _widened(x):
     return tf.cast(x, tf.float32)
 
 
-def _count(values):
+def _count(values, channels):
     """Elements per channel, a float32 scalar."""
     shape = tf.shape(values, tf.int64)
-    return tf.cast(tf.reduce_prod(shape) // shape[1], tf.float32)
+    sizes = [shape[axis] for axis in other_axes(values, channels)]
+    return tf.cast(math.prod(sizes), tf.float32)
 
 
-def _static_count(x, axis):
-    size = x.shape.num_elements()
-    return None if size is None else size // max(x.shape[axis], 1)
+def _static_count(x, axes):
+    sizes = [x.shape[axis] for axis in other_axes(x, axes)]
+    return None if None in sizes else math.prod(sizes)
 
 
-def _fuses(values):
+def _fuses(values, channels):
     """Whether the fused op serves: its kernel for channels first is slow on a CPU."""
-    return len(values.shape) == 2 and not _on_gpu()
+    return channels == (1,) and len(values.shape) == 2 and not _on_gpu()
 
 
 @functools.cache
@@ -404,24 +435,24 @@ def _compiles(x):
 
 
 @functools.cache
-def _compiled(function, ndim):
-    """One compiled function for all tensors of a rank."""
+def _compiled(function, channels, rank):
+    """One compiled function for all tensors of a kind."""
     return tf.function(
         function, jit_compile=True, reduce_retracing=True, autograph=False
     )
 
 
-def _flat(x, axis):
+def _flat(x, axes):
     """The values of a ragged tensor: what it holds is what counts."""
     if not isinstance(x, tf.RaggedTensor):
-        return x, axis
-    if axis <= x.ragged_rank:
+        return x, axes
+    if min(axes) <= x.ragged_rank:
         raise ValueError(
             "The channels of a ragged tensor have to be behind its ragged axes. "
-            f"Received: axis={axis} for ragged_rank={x.ragged_rank}. Choose the "
+            f"Received: axis={axes} for ragged_rank={x.ragged_rank}. Choose the "
             "last axis, or pass a padded tensor and a mask."
         )
-    return x.flat_values, axis - x.ragged_rank
+    return x.flat_values, tuple(axis - x.ragged_rank for axis in axes)
 
 
 def all_reduce_sum(values):

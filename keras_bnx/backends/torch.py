@@ -30,7 +30,11 @@ from torch.autograd import forward_ad
 
 from keras_bnx.backends import Arithmetic, Moments
 from keras_bnx.backends import generic as in_keras_ops
-from keras_bnx.backends.generic import all_reduce_sum, generic  # noqa: F401 (the contract)
+from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
+    all_reduce_sum,
+    generic,
+    other_axes,
+)
 
 # From mean/std = 100 on, `x * a + b` and a rounded mean cost more than 1e-5.
 _LARGE = 100.0
@@ -43,7 +47,7 @@ _CHAIN, _WIDTH = 4096, 512
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def obstacles(x, *, synchronized):
+def obstacles(x, *, axes, synchronized):
     found = []
     if torch.compiler.is_compiling():
         found.append("torch.compile and torch.export fuse the generic arithmetic.")
@@ -59,24 +63,41 @@ def obstacles(x, *, synchronized):
         found.append(f"The kernels were tried on CPU and CUDA, not {x.device.type}.")
     if x.dtype not in _DTYPES:
         found.append(f"There are no kernels for {x.dtype}.")
+    if len(axes) > 1 and not (len(axes) == 2 and axes[0] == 0):
+        found.append("The kernels take one channel axis, and one of virtual batches.")
     return found
 
 
-def moments(x, weights, *, axis):
+def moments(x, weights, *, axes):
     with torch.no_grad():
         if weights is not None:
-            return in_keras_ops.moments(x, weights, axis=axis)
-        values = _Layout.of(x, axis).view(x)
-        n = values.numel() // values.shape[1]
-        mean, variance = _first_look(values, n)
-        rest = 0.0
-        if values.device.type == "cpu" and _is_beyond(_LARGE, mean, variance):
-            rest, variance = _kernel_moments(_shifted(values, mean), n)
-        return Moments(n, n, mean, rest, variance)
+            return in_keras_ops.moments(x, weights, axes=axes)
+        if len(axes) == 1:
+            return _moments(x, *axes)
+        parts = [_moments(part, axes[1] - 1) for part in x.unbind()]
+        count, size, *vectors = zip(*parts, strict=True)
+        shift, rest, variance = vectors
+        if all(isinstance(r, float) for r in rest):
+            rest = 0.0
+        else:
+            rest = torch.stack([r + torch.zeros_like(shift[0]) for r in rest])
+        return Moments(
+            count[0], size[0], torch.stack(shift), rest, torch.stack(variance)
+        )
+
+
+def _moments(x, axis):
+    values = _Layout.of(x, axis).view(x)
+    n = values.numel() // values.shape[1]
+    mean, variance = _first_look(values, n)
+    rest = 0.0
+    if values.device.type == "cpu" and _is_beyond(_LARGE, mean, variance):
+        rest, variance = _kernel_moments(_shifted(values, mean), n)
+    return Moments(n, n, mean, rest, variance)
 
 
 def normalize(
-    x, weights, *, axis, shift, mean, variance, epsilon, gamma, beta, share=None
+    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
 ):
     if x.device.type != "cpu":
         large = False
@@ -87,13 +108,10 @@ def normalize(
         large = _is_beyond(_LARGE, shift, variance + epsilon)
     if not isinstance(mean, torch.Tensor):
         mean = None
-    if share is None and weights is None and not large:
-        layout = _Layout.of(x, axis)
-        statistics = _sum(shift, mean), variance, epsilon, gamma, beta
-        return layout.restore(_kernel_normalize(layout.view(x), *statistics))
-    return _Normalize.apply(
-        x, weights, axis, shift, mean, variance, epsilon, gamma, beta, share, large
-    )
+    statistics = shift, mean, variance, epsilon
+    if share is None and weights is None and not large and len(axes) == 1:
+        return _forward(x, None, *axes, *statistics, gamma, beta, False)
+    return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, share, large)
 
 
 native = Arithmetic(
@@ -106,74 +124,111 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x, weights, axis, shift, mean, variance, epsilon, gamma, beta, share, large
+        ctx, x, weights, axes, shift, mean, variance, epsilon, gamma, beta, share, large
     ):
-        layout = _Layout.of(x, axis)
         ctx.save_for_backward(x, weights, shift, mean, variance, gamma)
-        ctx.constants = layout, axis, epsilon, share, large
-        if weights is None and not large:
-            values, mean = x, _sum(shift, mean)
-        else:
-            values, _ = _centered(x, weights, shift, axis)
-            mean = torch.zeros_like(shift) if mean is None else mean
-        y = _kernel_normalize(layout.view(values), mean, variance, epsilon, gamma, beta)
-        return layout.restore(y).to(x.dtype)
+        ctx.constants = axes, epsilon, share, large
+        if len(axes) == 1:
+            vectors = shift, mean, variance, epsilon, gamma, beta
+            return _forward(x, weights, *axes, *vectors, large)
+        y = torch.empty_like(x)
+        for i, out in enumerate(y):
+            w, *vectors = _part(i, weights, shift, mean, variance, gamma, beta)
+            vectors.insert(3, epsilon)
+            out.copy_(_forward(x[i], w, axes[1] - 1, *vectors, large))
+        return y
 
     @staticmethod
     def backward(ctx, dy):
         x, weights, shift, mean, variance, gamma = ctx.saved_tensors
-        layout, axis, epsilon, share, large = ctx.constants
+        axes, epsilon, share, large = ctx.constants
         wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
         uniform = weights is None and not isinstance(share, torch.Tensor)
-        if uniform and not torch.is_grad_enabled():
-            values = layout.view(x)
-            if large:
-                values = _shifted(values, shift)
-                mean = torch.zeros_like(shift) if mean is None else mean
-            else:
-                mean = _sum(shift, mean)
-            dy, inverse = layout.view(dy), (variance + epsilon).rsqrt()
-            if share is not None and _are_few(values):
-                dx, dgamma, dbeta = _gradients_of_few(
-                    dy, values, gamma, mean, inverse, share
-                )
-            else:
-                dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-                    dy.to(values.dtype),
-                    values,
-                    gamma,
-                    mean,
-                    variance,
-                    mean,
-                    inverse,
-                    share is not None,
-                    epsilon,
-                    wanted,
-                )
-            dx = layout.restore(dx).to(x.dtype) if wanted[0] else None
-        else:
+        if not uniform or torch.is_grad_enabled():
             dx, dgamma, dbeta = _gradients(
-                dy, x, weights, axis, shift, mean, variance, epsilon, gamma, share
+                dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share
             )
-        dgamma, dbeta = dgamma if wanted[1] else None, dbeta if wanted[2] else None
+        elif len(axes) == 1:
+            vectors = shift, mean, variance, epsilon, gamma, share
+            dx, dgamma, dbeta = _backward(dy, x, *axes, *vectors, large, wanted)
+        else:
+            dx, vectors = torch.empty_like(x), []
+            for i, out in enumerate(dx):
+                s, m, v, g = _part(i, shift, mean, variance, gamma)
+                d, *dvectors = _backward(
+                    dy[i], x[i], axes[1] - 1, s, m, v, epsilon, g, share, large, wanted
+                )
+                vectors.append(dvectors)
+                if wanted[0]:
+                    out.copy_(d)
+            dgamma, dbeta = (
+                torch.stack(v) if w else None
+                for v, w in zip(zip(*vectors, strict=True), wanted[1:], strict=True)
+            )
+        dx, dgamma, dbeta = (
+            d if w else None for d, w in zip((dx, dgamma, dbeta), wanted, strict=True)
+        )
         return dx, None, None, None, None, None, None, dgamma, dbeta, None, None
 
 
-def _gradients(dy, x, weights, axis, shift, mean, variance, epsilon, gamma, share):
+def _part(i, *tensors):
+    """Of each tensor what belongs to the i-th virtual batch."""
+    return [None if t is None else t[min(i, len(t) - 1)] for t in tensors]
+
+
+def _forward(x, weights, axis, shift, mean, variance, epsilon, gamma, beta, large):
+    layout = _Layout.of(x, axis)
+    if weights is None and not large:
+        values, mean = x, _sum(shift, mean)
+    else:
+        values, _ = _centered(x, weights, shift, (axis,))
+        mean = torch.zeros_like(shift) if mean is None else mean
+    y = _kernel_normalize(layout.view(values), mean, variance, epsilon, gamma, beta)
+    return layout.restore(y).to(x.dtype)
+
+
+def _backward(dy, x, axis, shift, mean, variance, epsilon, gamma, share, large, wanted):
+    layout = _Layout.of(x, axis)
+    values, dy = layout.view(x), layout.view(dy)
+    if large:
+        values = _shifted(values, shift)
+        mean = torch.zeros_like(shift) if mean is None else mean
+    else:
+        mean = _sum(shift, mean)
+    inverse = (variance + epsilon).rsqrt()
+    if share is not None and _are_few(values):
+        dx, dgamma, dbeta = _gradients_of_few(dy, values, gamma, mean, inverse, share)
+    else:
+        dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
+            dy.to(values.dtype),
+            values,
+            gamma,
+            mean,
+            variance,
+            mean,
+            inverse,
+            share is not None,
+            epsilon,
+            wanted,
+        )
+    return layout.restore(dx).to(x.dtype) if wanted[0] else None, dgamma, dbeta
+
+
+def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share):
     """The gradients by their formula, in operations that PyTorch differentiates.
 
     `dx = gamma * inv * (dy - w * share * (sum(dy) + x_hat * sum(dy * x_hat)))`
     (Ioffe and Szegedy 2015, section 3), with `share = 1 / n`.
     """
-    axes = [i for i in range(x.dim()) if i != axis]
+    others = other_axes(x, axes)
 
     def total(values):
-        return values.sum(axes) if axes else values
+        return values.sum(others) if others else values
 
     def per_element(vector):
-        return vector.reshape([-1 if i == axis else 1 for i in range(x.dim())])
+        return _per_element(vector, x, axes)
 
-    centered, harmless = _centered(x, weights, shift, axis)
+    centered, harmless = _centered(x, weights, shift, axes)
     mean = torch.zeros_like(shift) if mean is None else mean
     if share is not None:
         weight = per_element(torch.ones_like(mean) * share)
@@ -233,10 +288,13 @@ def _gradients_of_few(dy, values, gamma, mean, inverse, share):
     return dx.view(rows, channels), dgamma, dbeta
 
 
-def _centered(x, weights, shift, axis):
+def _per_element(vector, x, axes):
+    return vector.reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
+
+
+def _centered(x, weights, shift, axes):
     """`x - shift`, and what is harmless: elements that count or are finite."""
-    shape = [-1 if i == axis else 1 for i in range(x.dim())]
-    centered = x.to(shift.dtype) - shift.reshape(shape)
+    centered = x.to(shift.dtype) - _per_element(shift, x, axes)
     if weights is None:
         return centered, None
     harmless = (weights > 0) | x.isfinite()

@@ -1,11 +1,12 @@
 """Step 1: the statistics of a batch."""
 
+import keras
 from keras import ops
 
 from keras_bnx.backends import Moments
 
 
-def moments(inputs, weights=None, *, axis, arithmetic, all_reduce_sum=None):
+def moments(inputs, weights=None, *, axes, arithmetic):
     """Computes mean and variance of each channel over all other axes.
 
     `n = sum(w)`, `mean = sum(w * x) / n`, `variance = sum(w * (x - mean)**2) / n`
@@ -14,24 +15,26 @@ def moments(inputs, weights=None, *, axis, arithmetic, all_reduce_sum=None):
     Args:
         inputs: floating-point tensor, `(batch, ..., channels, ...)`.
         weights: `None`, or a tensor that broadcasts against `inputs`.
-        axis: the channel axis, not negative.
+        axes: tuple of the channel axes, ascending.
         arithmetic: the `Arithmetic` that takes the sums.
-        all_reduce_sum: what sums over replicas, where there are any.
 
     Returns:
-        `Moments`, tensors of shape `(channels,)`, at least float32.
+        `Moments` of the shape of the channel axes, at least float32.
     """
-    batch = arithmetic.moments(inputs, weights, axis=axis)
-    return _merge(batch, all_reduce_sum) if all_reduce_sum else batch
+    return arithmetic.moments(inputs, weights, axes=axes)
 
 
-def _merge(local, all_reduce_sum):
+def merge(local, all_reduce_sum):
     """Merges the moments of all replicas, exactly, by two sums of vectors.
 
     The first sum gives a shift that the replicas share, the mean but for its
     rounding; in the second, means and variances are taken about it, so
     nothing cancels (Chan, Golub and LeVeque 1983, equation 2.1). A replica
     without a single element adds zeros.
+
+    Args:
+        local: `Moments`.
+        all_reduce_sum: function that sums each tensor of a list over the replicas.
     """
     count, size, total = all_reduce_sum(
         [local.count, local.size, local.count * (local.shift + local.mean)]
@@ -46,3 +49,44 @@ def _merge(local, all_reduce_sum):
     # `mean` is a rounding error here, and its square no threat to the digits.
     variance = ops.maximum(second / n - ops.square(mean), ops.zeros_like(second))
     return Moments(count, size, shift, mean, variance)
+
+
+def join(parts, axis):
+    """Merges the moments of virtual batches into those of the batch, exactly.
+
+    Args:
+        parts: list of `Moments` whose tensors have virtual batches along `axis`.
+            Batches of which nothing is known (nothing counts, or not finite) are
+            left out.
+        axis: integer, not negative.
+    """
+
+    def complete(part):
+        known = ops.logical_and(part.size > 0, ops.isfinite(part.variance))
+        zeros = ops.zeros_like(part.variance)
+        return [
+            ops.where(known, v + zeros if isinstance(v, (int, float)) else v, zeros)
+            for v in part
+        ]
+
+    columns = zip(*map(complete, parts), strict=True)
+    joined = Moments(*(ops.concatenate(column, axis) for column in columns))
+
+    def total(values):
+        return [ops.sum(value, axis, keepdims=True) for value in values]
+
+    return Moments(*(ops.squeeze(value, axis) for value in merge(joined, total)))
+
+
+def unbiased_variance(batch):
+    """Computes `variance * n / (n - 1)`, and whether it exists, `n > 1`.
+
+    n is the sum of the weights: they are taken for frequencies, as a mask's are.
+    """
+    exists = batch.count > 1
+    if keras.ops.is_tensor(batch.count):
+        one = ops.ones_like(batch.count)
+        factor = batch.count / ops.where(exists, batch.count - 1.0, one)
+    else:
+        factor = batch.count / max(batch.count - 1, 1)
+    return batch.variance * factor, exists

@@ -1,29 +1,103 @@
 """Step 3: averages over time."""
 
+import contextlib
+import math
+
 from keras import ops
 
+# A step of this share of a float32 lands on its next neighbour.
+_NEXT = 0.6 * 2.0**-23
 
-def update_mean(moving, batch, *, momentum):
-    """Computes `moving * momentum + mean * (1 - momentum)`, by the difference.
+_kept = False
 
-    Adding a share of the difference leaves `moving` in place once it is right;
-    the two products of the plain form don't sum to it in floating point.
+
+@contextlib.contextmanager
+def keep_moving_statistics():
+    """Training passes inside of this `with` statement leave moving statistics alone.
+
+    Layers still normalize by the batch, as for gradient penalties, adversarial
+    passes, or a second stream through the same layer. The switch is read when a
+    layer is called. So with `jax.jit`, `tf.function` and `torch.compile` it
+    belongs inside the function that is compiled; around a call of what has been
+    compiled before, it changes nothing on JAX and TensorFlow.
+
+    Example:
+
+    >>> import keras, keras_bnx
+    >>> layer, x = keras_bnx.BatchNormalization(), keras.ops.ones((4, 3))
+    >>> with keras_bnx.keep_moving_statistics():
+    ...     y = layer(x, training=True)
+    >>> print(float(layer.moving_mean[0]))
+    0.0
+    """
+    global _kept
+    before, _kept = _kept, True
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def are_kept():
+    """Whether `keep_moving_statistics` is in force."""
+    return _kept
+
+
+def newest_weight(momentum, updates=None, *, debias=False):
+    """Computes the weight of a batch in an average over batches.
+
+    - `momentum` a number: `1 - momentum`, an exponential average.
+    - `momentum=None`: `1 / updates`, the cumulative average.
+    - `debias`: `(1 - momentum) / (1 - momentum**updates)`, which makes the average
+      what the exponential one is when the share `momentum**updates` of its initial
+      value is divided out (Kingma and Ba 2015, section 3). 1 for the first batch.
 
     Args:
-        moving: tensor of shape `(channels,)`.
-        batch: `Moments` of the batch.
-        momentum: float, the weight of the old value.
+        momentum: float in [0, 1], or `None`.
+        updates: tensor, the number of batches, this one included.
+        debias: bool.
     """
-    return moving + (1.0 - momentum) * ((batch.shift - moving) + batch.mean)
+    if momentum is None:
+        return 1.0 / updates
+    if not debias or momentum in (0.0, 1.0):
+        return 1.0 - momentum
+    # By expm1 exact also where `momentum**updates` is near 1.
+    gone = -ops.expm1(updates * math.log(momentum))
+    return ops.minimum((1.0 - momentum) / gone, 1.0)
 
 
-def update_scale(moving, new, *, momentum):
-    """Computes `moving * momentum + new * (1 - momentum)`.
+def update_mean(moving, batch, weight):
+    """Computes `moving + weight * (mean - moving)`.
+
+    Adding a share of the difference leaves `moving` in place once it is right;
+    two products don't sum to it in floating point. Where the mean is so large that
+    the share is lost in rounding, and `moving` would stand still up to three
+    deviations off, it takes the smallest step there is, to the neighbouring number.
+
+    Args:
+        moving: tensor of one number per channel.
+        batch: `Moments` of the batch.
+        weight: the weight of the batch, a number or a tensor.
+    """
+    difference = batch.shift - moving
+    if isinstance(batch.mean, float):
+        # The mean is one number, of less than 100 deviations: nothing is lost.
+        return moving + weight * difference
+    difference = difference + batch.mean
+    new = moving + weight * difference
+    step = _NEXT * ops.abs(moving)
+    stands = ops.logical_and(new == moving, ops.abs(difference) > step)
+    stands = ops.logical_and(stands, weight > 0)
+    return ops.where(stands, moving + ops.sign(difference) * step, new)
+
+
+def update_scale(moving, new, weight):
+    """Computes `moving * (1 - weight) + new * weight`.
 
     For variances and standard deviations: a sum of products that aren't
     negative keeps small values' digits next to large ones, and the sign.
     """
-    return moving * momentum + new * (1.0 - momentum)
+    return moving * (1.0 - weight) + new * weight
 
 
 def consistent_stddev(moving_stddev, moving_variance, *, epsilon):

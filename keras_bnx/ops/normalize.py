@@ -5,7 +5,7 @@ def normalize(
     inputs,
     weights=None,
     *,
-    axis,
+    axes,
     arithmetic,
     shift,
     mean,
@@ -25,15 +25,15 @@ def normalize(
         weights: `None`, or a tensor that broadcasts against `inputs`. All
             elements are normalized; those of weight zero that aren't finite
             give `beta`, and no gradient.
-        axis: the channel axis, not negative.
+        axes: tuple of the channel axes, ascending.
         arithmetic: the `Arithmetic` that does it, the one of the moments.
-        shift, mean: tensors of shape `(channels,)`; the mean is their sum, and
-            `mean` may be the number 0.
-        variance: tensor of shape `(channels,)`.
+        shift, mean: tensors of the shape of the channel axes; the mean is their
+            sum, and `mean` may be the number 0.
+        variance: tensor of that shape.
         epsilon: float, added to the variance.
-        gamma, beta: tensors of shape `(channels,)`, or `None`.
+        gamma, beta: tensors of the shape of the channel axes, or `None`.
         share: `None` where the statistics don't depend on the inputs. Otherwise
-            a tensor of shape `(channels,)`, `1 / n` where they are the batch's,
+            a tensor of that shape, `1 / n` where they are the batch's,
             0 where not: the gradient runs through them.
 
     Returns:
@@ -42,7 +42,7 @@ def normalize(
     return arithmetic.normalize(
         inputs,
         weights,
-        axis=axis,
+        axes=axes,
         shift=shift,
         mean=mean,
         variance=variance,

@@ -15,13 +15,14 @@ def renorm_corrections(
 
     Args:
         batch: `Moments` of the batch.
-        renorm_mean, renorm_stddev: moving statistics, shape `(channels,)`.
+        renorm_mean, renorm_stddev: moving statistics, one number per channel.
         epsilon: float, `stddev = sqrt(variance + epsilon)`.
-        rmin, rmax, dmax: floats or `None`; r is clipped to `[rmin, rmax]`, d to
+        rmin, rmax, dmax: numbers, scalar tensors or `None`; r is clipped to
+            `[rmin, rmax]` (where they contradict, `rmax` decides), d to
             `[-dmax, dmax]`.
 
     Returns:
-        r, d: tensors of shape `(channels,)`.
+        r, d: tensors of one number per channel.
     """
     stddev = ops.sqrt(batch.variance + epsilon)
     # A stored deviation can be 0; one computed here never is below this.
@@ -30,9 +31,10 @@ def renorm_corrections(
     r = stddev / renorm_stddev
     d = ((batch.shift - renorm_mean) + batch.mean) / renorm_stddev
     if rmin is not None:
-        r = ops.maximum(r, ops.full_like(r, rmin))
+        r = ops.maximum(r, ops.cast(rmin, r.dtype))
     if rmax is not None:
-        r = ops.minimum(r, ops.full_like(r, rmax))
+        r = ops.minimum(r, ops.cast(rmax, r.dtype))
     if dmax is not None:
-        d = ops.minimum(ops.maximum(d, ops.full_like(d, -dmax)), ops.full_like(d, dmax))
+        dmax = ops.cast(dmax, d.dtype)
+        d = ops.minimum(ops.maximum(d, -dmax), dmax)
     return ops.stop_gradient(r), ops.stop_gradient(d)

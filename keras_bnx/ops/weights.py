@@ -4,19 +4,19 @@ import keras
 from keras import ops
 
 
-def mask_to_weights(mask, inputs, dtype, *, axis):
+def mask_to_weights(mask, inputs, dtype, *, axes):
     """Turns any mask into weights that broadcast against the inputs.
 
     Statistics count elements by weight, `n = sum(w)`; a mask is the case of
     weights 0 and 1. Shapes are tried in this order, and the first that fits is
     taken:
 
-    1. the rank of the inputs: as it is, the channel axis may have size 1;
-    2. at most the rank without the channel axis: the inputs' axes other than
-       `axis`, **batch first**, missing ones at the end (Keras's masks: a mask
+    1. the rank of the inputs: as it is, channel axes may have size 1;
+    2. at most the rank without the channel axes: the inputs' axes other than
+       `axes`, **batch first**, missing ones at the end (Keras's masks: a mask
        `(batch, time)` serves inputs `(batch, time, ..., channels)`);
     3. the same, missing ones at the front (NumPy's broadcasting);
-    4. the inputs' axes from the first on, the channel axis among them: what
+    4. the inputs' axes from the first on, channel axes among them: what
        Keras's mask propagation hands to a layer whose channels aren't last.
 
     Args:
@@ -24,7 +24,7 @@ def mask_to_weights(mask, inputs, dtype, *, axis):
             NaN weights count as 0. No gradient flows to a mask.
         inputs: tensor of shape `(batch, ..., channels, ...)`.
         dtype: the dtype of the weights.
-        axis: the channel axis, not negative.
+        axes: tuple of the channel axes, ascending.
 
     Returns:
         Tensor of `inputs`' rank that broadcasts against `inputs`.
@@ -41,16 +41,17 @@ def mask_to_weights(mask, inputs, dtype, *, axis):
         )
     full = tuple(inputs.shape)
     mask_shape = tuple(mask.shape)
-    for shape in _candidates(mask_shape, len(full), axis):
+    for shape in _candidates(mask_shape, len(full), axes):
         if all(
             m in (1, None) or n in (m, None) for m, n in zip(shape, full, strict=True)
         ):
             break
     else:
-        without_channels = full[:axis] + full[axis + 1 :]
+        without_channels = tuple(n for i, n in enumerate(full) if i not in axes)
         raise ValueError(
             "A mask has to broadcast against the inputs without their channel axis. "
-            f"Received: mask.shape={mask_shape}, inputs.shape={full}, axis={axis}. "
+            f"Received: mask.shape={mask_shape}, inputs.shape={full}, "
+            f"axis={axes[0] if len(axes) == 1 else axes}. "
             f"Pass a mask of shape {without_channels}, where any size may be 1."
         )
     # Sizes that aren't known yet come from the mask itself.
@@ -59,11 +60,13 @@ def mask_to_weights(mask, inputs, dtype, *, axis):
     return ops.stop_gradient(ops.reshape(ops.cast(mask, dtype), shape))
 
 
-def _candidates(shape, ndim, axis):
-    missing = ndim - 1 - len(shape)
-    if missing == -1:
+def _candidates(shape, ndim, axes):
+    if len(shape) == ndim:
         yield shape
+    missing = ndim - len(axes) - len(shape)
     if missing >= 0:
         for spatial in (shape + (1,) * missing, (1,) * missing + shape):
-            yield (*spatial[:axis], 1, *spatial[axis:])
-        yield shape + (1,) * (missing + 1)
+            sizes = iter(spatial)
+            yield tuple(1 if i in axes else next(sizes) for i in range(ndim))
+    if len(shape) < ndim:
+        yield shape + (1,) * (ndim - len(shape))

@@ -1,4 +1,4 @@
-"""The generic arithmetic, which serves every backend so far."""
+"""The generic arithmetic, which serves every backend."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def test_moments_of_any_axis(shape, weighted):
     expected = reference.moments(x, w, axis=axis)
 
     found = generic.moments(
-        ops.array(x), None if w is None else ops.array(w), axis=axis
+        ops.array(x), None if w is None else ops.array(w), axes=(axis,)
     )
 
     assert all(tuple(value.shape) == (3,) for value in found)

@@ -7,14 +7,14 @@ from tolerance import assert_near
 from keras_bnx import backends, reference
 from keras_bnx.backends import Moments
 from keras_bnx.ops import moments as module
-from keras_bnx.ops.moments import _merge
+from keras_bnx.ops.moments import merge
 
 ARITHMETICS = ("generic", "native")
 
 
 def moments(x, weights=None, arithmetic="generic"):
     chosen = getattr(backends.active(), arithmetic)
-    return module.moments(x, weights, axis=1, arithmetic=chosen)
+    return module.moments(x, weights, axes=(1,), arithmetic=chosen)
 
 
 def found(batch):
@@ -92,7 +92,7 @@ def test_replicas_merge_to_the_joined_batch(mean):
     def all_reduce_sum(values):
         return [ops.sum(v, axis=0, keepdims=True) for v in values]
 
-    merged = Moments(*(m[0] for m in _merge(joined, all_reduce_sum)))
+    merged = Moments(*(m[0] for m in merge(joined, all_reduce_sum)))
     expected = reference.moments(np.concatenate(parts), np.concatenate(weights))
 
     count, size, m, variance = found(merged)

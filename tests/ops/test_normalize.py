@@ -18,7 +18,7 @@ def _run(arithmetic, x, weights=None, **statistics):
     vector = {k: None if v is None else ops.full((1,), v) for k, v in vector.items()}
     weights = None if weights is None else ops.array(weights, "float32")
     x = ops.array(np.reshape(x, (-1, 1)), "float32")
-    y = normalize(x, weights, axis=1, arithmetic=arithmetic, epsilon=1.0, **vector)
+    y = normalize(x, weights, axes=(1,), arithmetic=arithmetic, epsilon=1.0, **vector)
     return to_numpy(y)[:, 0]
 
 

@@ -10,7 +10,7 @@ INPUTS = keras.ops.zeros((4, 5, 6, 3))
 
 
 def weights(mask, inputs=INPUTS, axis=3):
-    return to_numpy(mask_to_weights(mask, inputs, "float32", axis=axis))
+    return to_numpy(mask_to_weights(mask, inputs, "float32", axes=(axis,)))
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_batch_first_wins_over_numpy():
 @pytest.mark.parametrize("shape", [(7,), (4, 6), (4, 5, 7), (5, 4, 6), (4, 5, 6, 2)])
 def test_shapes_that_do_not_fit_are_named(shape):
     with pytest.raises(ValueError, match="broadcast") as error:
-        mask_to_weights(np.ones(shape), INPUTS, "float32", axis=3)
+        mask_to_weights(np.ones(shape), INPUTS, "float32", axes=(3,))
     assert str(shape) in str(error.value) and "(4, 5, 6)" in str(error.value)
 
 
 def test_too_many_axes_are_refused():
     with pytest.raises(ValueError, match="broadcast"):
-        mask_to_weights(np.ones((1, 4, 5, 6, 3)), INPUTS, "float32", axis=3)
+        mask_to_weights(np.ones((1, 4, 5, 6, 3)), INPUTS, "float32", axes=(3,))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,327 @@
+"""Statistics over time, against closed forms in float64 over the batches seen."""
+
+import keras
+import numpy as np
+import pytest
+from frameworks import compiled, gradients, statistics, to_numpy
+from keras import ops
+from test_batch_normalization import assert_statistics_near, oracle
+from tolerance import assert_near
+
+from keras_bnx import (
+    BatchNormalization,
+    keep_moving_statistics,
+    reference,
+    renorm_schedule,
+)
+
+RNG = np.random.default_rng(0)
+# Unequal batches whose statistics drift.
+BATCHES = [
+    RNG.normal(3.0 + i, 1.0 + i / 4, (n, 3)).astype("float32")
+    for i, n in enumerate((4, 7, 16, 5, 9, 12, 3))
+]
+MEANS = np.array([x.mean(0, dtype="float64") for x in BATCHES])
+VARIANCES = np.array([x.var(0, dtype="float64") for x in BATCHES])
+COUNTS = np.array([len(x) for x in BATCHES])[:, None]
+
+
+def built(**arguments):
+    layer = BatchNormalization(**arguments)
+    layer.build((None, 3))
+    return layer
+
+
+def trained(layer, batches=BATCHES):
+    for x in batches:
+        layer(x, training=True)
+    return layer
+
+
+def inference(layer):
+    """Mean and variance that the layer normalizes by, read off its outputs."""
+    zero, one = (to_numpy(layer(np.full((1, 3), v, "float32")))[0] for v in (0.0, 1.0))
+    inverse = one.astype("float64") - zero
+    return -zero / inverse, inverse**-2 - layer.epsilon
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_the_cumulative_average_weighs_all_batches_alike(unbiased):
+    layer = built(momentum=None, unbiased_moving_variance=unbiased)
+    factor = COUNTS / (COUNTS - 1) if unbiased else 1.0
+    for seen in (len(BATCHES), 3):
+        trained(layer, BATCHES[:seen])
+        found = statistics(layer)
+        assert_near(found["moving_mean"], MEANS[:seen].mean(0), scale=3.0)
+        expected = (VARIANCES * factor)[:seen].mean(0)
+        assert_near(found["moving_variance"], expected, scale=3.0)
+        np.testing.assert_array_equal(found["mean_updates"], [seen] * 3)
+        layer.reset_moving_statistics()
+    np.testing.assert_array_equal(statistics(layer)["moving_variance"], [1.0] * 3)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 0.9999])
+@pytest.mark.parametrize("renorm", [False, True])
+@pytest.mark.parametrize("random", [False, True])
+def test_initial_values_are_divided_out(momentum, renorm, random):
+    initializers = {}
+    if random:
+        initializers = {
+            "moving_mean_initializer": keras.initializers.RandomNormal(9.0, seed=1),
+            "moving_variance_initializer": keras.initializers.RandomUniform(
+                5.0, 9.0, seed=1
+            ),
+        }
+    layer = built(
+        momentum=momentum,
+        renorm=renorm,
+        debias_moving_statistics=True,
+        epsilon=1e-5,
+        **initializers,
+    )
+    start = to_numpy(layer.moving_mean), to_numpy(layer.moving_variance)
+    for found, expected in zip(inference(layer), start, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    for seen in range(1, len(BATCHES) + 1):
+        layer(BATCHES[seen - 1], training=True)
+        weights = momentum ** np.arange(seen - 1, -1, -1.0)
+        weights = weights / weights.sum()
+        mean, variance = inference(layer)
+        np.testing.assert_allclose(mean, weights @ MEANS[:seen], rtol=1e-3)
+        if renorm:
+            scale = weights @ np.sqrt(VARIANCES[:seen] + layer.epsilon)
+            expected = scale**2 - layer.epsilon
+        else:
+            expected = weights @ VARIANCES[:seen]
+        np.testing.assert_allclose(variance, expected, rtol=1e-3)
+    # What is stored is what Keras stores.
+    stored = start[0] * momentum**seen
+    weights = (1 - momentum) * momentum ** np.arange(seen - 1, -1, -1.0)
+    np.testing.assert_allclose(
+        to_numpy(layer.moving_mean), stored + weights @ MEANS, rtol=1e-4
+    )
+
+
+def test_a_momentum_of_one_never_sees_a_batch():
+    layer = trained(built(momentum=1.0, debias_moving_statistics=True))
+    np.testing.assert_array_equal(to_numpy(layer.moving_mean), [0.0] * 3)
+
+
+def test_renorm_starts_as_batch_normalization_and_not_as_the_identity():
+    """Keras's r = deviation / 1 and d = mean undo the normalization."""
+    x = RNG.normal(30.0, 5.0, (64, 3)).astype("float32")
+    keras_like, debiased = (
+        built(renorm=True),
+        built(renorm=True, debias_moving_statistics=True),
+    )
+    y = to_numpy(debiased(x, training=True))
+    np.testing.assert_allclose(y.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(y.std(0), 1.0, atol=1e-3)
+    np.testing.assert_allclose(
+        to_numpy(keras_like(x, training=True)).mean(0), 30.0, atol=2.0
+    )
+    # From the second batch on it is normalized by the first one's statistics.
+    second = to_numpy(debiased(x + 5, training=True))
+    np.testing.assert_allclose(second.mean(0), 5 / x.std(0), rtol=1e-2)
+
+
+def test_the_papers_schedule_relaxes_renorm():
+    limits = renorm_schedule(start=2, rmax_end=4, dmax_end=6)
+    assert [float(limits["rmax"](step)) for step in (0, 2, 3, 4, 9)] == [1, 1, 2, 3, 3]
+    assert [float(limits["rmin"](step)) for step in (0, 4)] == [1.0, float(1 / 3)] or (
+        np.float32(limits["rmin"](4)) == np.float32(1 / 3)
+    )
+    assert [float(limits["dmax"](step)) for step in (0, 4, 6)] == [0.0, 2.5, 5.0]
+
+    layer = built(renorm=True, renorm_clipping=limits)
+    x = RNG.normal(30.0, 5.0, (64, 3)).astype("float32")
+    means = [to_numpy(layer(x, training=True)).mean() for _ in range(8)]
+    np.testing.assert_allclose(means[:3], 0.0, atol=1e-5)  # d = 0
+    np.testing.assert_allclose(means[3:7], [1.25, 2.5, 3.75, 5.0], rtol=1e-5)
+    np.testing.assert_array_equal(statistics(layer)["steps"], 8)
+    with pytest.raises(ValueError, match=r"rmax=0\.5"):
+        renorm_schedule(rmax=0.5)
+    with pytest.raises(ValueError, match="start=9, end=5"):
+        renorm_schedule(start=9, dmax_end=5)
+
+
+@pytest.mark.parametrize("ratio", [1e4, 1e5, 1e6])
+def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
+    """float32 steps smaller than half a unit were lost: 3 deviations off at 1e6."""
+    layer = built(momentum=0.99)
+    x = RNG.normal(ratio, 1.0, (512, 3)).astype("float32")
+    layer.moving_mean.assign(np.full(3, ratio - 5.0))
+    for _ in range(700):
+        layer(x, training=True)
+    expected = x.mean(0, dtype="float64") - 5.0 * 0.99**700
+    off = np.abs(to_numpy(layer.moving_mean).astype("float64") - expected)
+    assert off.max() < 0.1, off
+
+
+def test_bfloat16_reaches_the_mean():
+    layer = built(dtype="bfloat16")
+    x = ops.cast(RNG.normal(3.0, 0.5, (256, 3)), "bfloat16")
+    for _ in range(700):
+        layer(x, training=True)
+    expected = to_numpy(x).mean(0) * (1 - 0.99**700)
+    np.testing.assert_allclose(to_numpy(layer.moving_mean), expected, rtol=1e-4)
+
+
+def test_random_combinations_over_several_steps_are_the_oracles():
+    """Every option with every other, at random: outputs, gradients, statistics."""
+    rng = np.random.default_rng(1)
+
+    def one(*values):
+        return values[rng.integers(len(values))]
+
+    for _ in range(24):
+        channels = 3
+        axis = one(-1, 1, (1, 2))
+        arguments = {
+            "axis": axis,
+            "momentum": one(0.9, 0.5, None),
+            "renorm": one(False, True),
+            "virtual_batch_size": one(None, 1, 2, 3, 8),
+            "unbiased_moving_variance": one(False, True),
+            "debias_moving_statistics": one(False, True),
+            "center": one(True, False),
+            "scale": one(True, False),
+        }
+        if arguments["renorm"]:
+            arguments["renorm_clipping"] = one({}, {"rmax": 2.0, "dmax": 1.0})
+        layer = BatchNormalization(**arguments)
+        shape = (5, channels, 4) if axis == 1 else (5, 4, channels)
+        layer.build(shape)
+        state, description = oracle(layer), str(arguments)
+        state, settings = state
+        for step in range(3):
+            x = rng.normal(2.0, 3.0, (5, *shape[1:])).astype("float32")
+            mask = one(None, rng.uniform(size=x.shape[:1]) > 0.2)
+            weights = mask
+            if mask is not None:
+                weights = mask.reshape(-1, 1, 1).astype("float64")
+            expected = reference.batch_normalization(
+                x, state, settings, weights=weights
+            )
+            y = layer(x, training=True, mask=mask)
+            state = expected.state
+            try:
+                # Deviations of single elements are epsilon's root: errors grow.
+                assert_near(to_numpy(y), expected.y, scale=400.0)
+                assert_statistics_near(layer, state, scale=4.0, units=16.0)
+            except AssertionError as error:
+                raise AssertionError(f"{description}, step {step}: {error}") from None
+        mean, variance = reference.inference_statistics(state, settings)
+        assert np.isfinite(mean).all() and (variance >= 0).all()
+        still = reference.batch_normalization(x, state, settings, training=False)
+        assert_near(to_numpy(layer(x)), still.y, scale=400.0)
+
+
+def test_a_chunk_without_anything_is_harmless():
+    layer = built(virtual_batch_size=2, momentum=0.0)
+    x = RNG.normal(2.0, 3.0, (6, 3)).astype("float32")
+    mask = np.array([1, 1, 0, 0, 1, 1], bool)
+    y = to_numpy(layer(x, training=True, mask=mask))
+
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(
+        to_numpy(layer.moving_mean), x[mask].mean(0), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        to_numpy(layer.moving_variance), x[mask].var(0), rtol=1e-5
+    )
+
+
+def test_passes_that_keep_the_statistics_differ_in_nothing_else():
+    layer, same = built(), built()
+    x = BATCHES[2]
+    before = statistics(layer)
+    with keep_moving_statistics():
+        kept = to_numpy(layer(x, training=True))
+    np.testing.assert_array_equal(kept, to_numpy(same(x, training=True)))
+    for name, value in statistics(layer).items():
+        np.testing.assert_array_equal(value, before[name])
+    layer(x, training=True)
+    assert not np.array_equal(statistics(layer)["moving_mean"], before["moving_mean"])
+
+
+def test_the_switch_works_inside_of_what_is_compiled():
+    layer = built(momentum=0.5)
+    x = ops.convert_to_tensor(BATCHES[2])
+    trainable = [v.value for v in layer.trainable_variables]
+
+    def step(state, x):
+        """A pass that keeps the statistics, as for a penalty, and one that doesn't."""
+        with keep_moving_statistics():
+            first, state = layer.stateless_call(trainable, state, x + 7, training=True)
+        second, state = layer.stateless_call(trainable, state, x, training=True)
+        return first, second, state
+
+    if keras.config.backend() == "jax":
+        run, _ = compiled(step)
+        moved = run([v.value for v in layer.non_trainable_variables], x)[2][0]
+    else:
+
+        def stateful(x):
+            with keep_moving_statistics():
+                first = layer(x + 7, training=True)
+            return first, layer(x, training=True)
+
+        run, _ = compiled(stateful)
+        run(x)
+        moved = layer.moving_mean.value
+    np.testing.assert_allclose(to_numpy(moved), BATCHES[2].mean(0) / 2, rtol=1e-5)
+
+
+def test_accumulated_gradients_keep_the_time_constant_by_a_root():
+    """k updates with momentum**(1/k) forget as much as one with momentum."""
+    k, x = 4, BATCHES[2]
+    accumulated, plain = built(momentum=0.9 ** (1 / k)), built(momentum=0.9)
+    for _ in range(k):
+        accumulated(x, training=True)
+    plain(x, training=True)
+    for name, value in statistics(plain).items():
+        np.testing.assert_allclose(statistics(accumulated)[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (6, 3, 5), (4, 3, 5, 6), (2, 3, 4, 5, 2)])
+def test_several_steps_are_those_of_torch_nn(shape):
+    """PyTorch's layer by its documented formulas, in float64."""
+    momentum, epsilon = 0.1, 1e-5  # PyTorch's, the weight of the new value
+    layer = BatchNormalization(
+        axis=1, momentum=1 - momentum, epsilon=epsilon, unbiased_moving_variance=True
+    )
+    layer.build(shape)
+    gamma, beta = RNG.uniform(0.5, 1.5, 3), RNG.normal(size=3)
+    layer.gamma.assign(gamma)
+    layer.beta.assign(beta)
+    running_mean, running_var = np.zeros(3), np.ones(3)
+    axes = (0, *range(2, len(shape)))
+    n = np.prod(shape) // 3
+
+    def along(vector):
+        return vector.reshape(1, 3, *[1] * (len(shape) - 2))
+
+    for _ in range(4):
+        x = RNG.normal(2.0, 3.0, shape).astype("float32")
+        dy = RNG.normal(size=shape).astype("float32")
+        mean, var = x.mean(axes, dtype="float64"), x.var(axes, dtype="float64")
+        running_mean = (1 - momentum) * running_mean + momentum * mean
+        running_var = (1 - momentum) * running_var + momentum * var * n / (n - 1)
+        x_hat = (x - along(mean)) / np.sqrt(along(var) + epsilon)
+        y = to_numpy(layer(x, training=True))
+        np.testing.assert_allclose(
+            y, x_hat * along(gamma) + along(beta), rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_allclose(to_numpy(layer.moving_mean), running_mean, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(layer.moving_variance), running_var, rtol=1e-5)
+
+    def loss(x):
+        with keep_moving_statistics():
+            return ops.sum(layer(x, training=True) * ops.convert_to_tensor(dy))
+
+    if keras.config.backend() != "jax":  # There a stateful call can't be traced.
+        (dx,) = gradients(loss, x)
+        inner = dy - along(dy.mean(axes)) - x_hat * along((dy * x_hat).mean(axes))
+        expected = along(gamma) / np.sqrt(along(var) + epsilon) * inner
+        np.testing.assert_allclose(dx, expected, rtol=1e-3, atol=1e-5)
