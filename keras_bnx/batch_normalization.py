@@ -54,17 +54,26 @@ class BatchNormalization(keras.layers.BatchNormalization):
     output of a channel that a mask of the inputs' rank leaves out as a whole.
 
     **Mixed precision.** Statistics, weights and arithmetic are float32 under
-    16-bit policies, also under `"float16"` and `"bfloat16"`, where a moving
+    16-bit policies, where kernels read and write 16 bits; also under `"float16"`
+    and `"bfloat16"`, where a moving
     average in 16 bits would stall; inputs aren't autocast, so float32 inputs
     beyond float16's 65504 survive `"mixed_float16"`. float64 inputs or policies
     are computed in float64 (on JAX where x64 is enabled). The output has the
     policy's compute dtype.
 
+    **Speed and memory.** Each framework's own kernels run, forward and backward,
+    and the backward pass keeps the inputs, in their dtype, and vectors.
+    `keras_bnx.explain_implementation(layer, inputs)` says what runs, and why.
+
     Args:
         axis: integer, the channel axis; 1 after layers with
-            `data_format="channels_first"`. A sequence of one integer, as Keras 2
-            stored it, is taken for the integer.
-        momentum: float in [0, 1], the weight of the old moving value.
+            `data_format="channels_first"`. Or a sequence of integers: statistics
+            and weights are those of each combination, as in Keras 2, and weights
+            have the rank of the inputs. A sequence of one is taken for the integer.
+        momentum: float in [0, 1], the weight of the old moving value. Or `None`:
+            the moving statistics are the averages over all batches since
+            `reset_moving_statistics()`, each of the same weight (PyTorch's
+            `momentum=None`).
         epsilon: float > 0, added to the variance.
         center: whether to add `beta`.
         scale: whether to multiply by `gamma`.
@@ -80,10 +89,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
             same.
         renorm_clipping: optional dictionary with any of `"rmin"`, `"rmax"` and
             `"dmax"`: `r` is clipped to `[rmin, rmax]`, `d` to `[-dmax, dmax]`.
+            Values are floats, or schedules of the layer's training step
+            (`keras.optimizers.schedules.LearningRateSchedule`), which
+            `keras_bnx.renorm_schedule()` builds as the paper has them.
         renorm_momentum: float in [0, 1], the momentum of `renorm_mean` and
             `renorm_stddev`.
         synchronized: whether to take statistics over all replicas of a
             `tf.distribute` strategy. TensorFlow only.
+        virtual_batch_size: optional integer. While training, statistics are taken
+            of that many examples at a time, in order; the last virtual batch has
+            what remains, and a smaller batch is one. The moving statistics are those
+            of the whole batch. Inference doesn't know of it.
+        unbiased_moving_variance: whether the moving variance is that of the divisor
+            n - 1 (what PyTorch stores, and the paper's Algorithm 2). Outputs in
+            training take n.
+        debias_moving_statistics: whether inference divides the initial values out of
+            the moving statistics: after one batch they are that batch's, not
+            mostly 0 and 1. Before any they are the initial ones. Renorm's are treated
+            likewise, so that it starts as plain batch normalization, and not by
+            undoing it. What is stored as moving statistics stays what Keras stores.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -117,6 +141,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
       https://arxiv.org/abs/1502.03167), Algorithm 1.
     - Ioffe, 2017, [Batch Renormalization](https://arxiv.org/abs/1702.03275),
       Algorithm 1.
+    - Hoffer et al., 2017, [Train longer, generalize better](
+      https://arxiv.org/abs/1705.08741), Algorithm 1, ghost batches.
     """
 
     def __init__(

@@ -25,10 +25,11 @@ def test_docstring_examples_print_what_they_say(name):
 
 
 def test_the_readmes_code_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    names = {}
+    code, more = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    names = {"x": np.ones((2, 4), "float32")}
     exec(code, names)
-    y = names["model"](np.ones((2, 4), "float32"))
+    exec(more, names)
+    y = names["model"](names["x"])
 
     assert tuple(y.shape) == (2, 10)
     assert isinstance(names["model"].layers[1], keras_bnx.BatchNormalization)

@@ -8,13 +8,19 @@ from benchmarks import frameworks
 from keras_bnx import BatchNormalization
 
 CHANNELS = 16
-VECTORS = 20 * CHANNELS * 4  # bytes: some vectors of float32
+VECTORS = 20 * CHANNELS * 4  # bytes: some vectors of float32, in each virtual batch
 MASK = np.arange(64) % 3 > 0
 ARGUMENTS = {
     "plain": {},
     "renorm": {"renorm": True},
     "mask": {"mask": MASK},
     "weights and renorm": {"mask": MASK / 2, "renorm": True},
+    "virtual batches": {"virtual_batch_size": 16},
+    "virtual batches, a mask, renorm": {
+        "virtual_batch_size": 16,
+        "mask": MASK,
+        "renorm": True,
+    },
     "frozen": {"trainable": False},
 }
 
@@ -34,7 +40,8 @@ def share(shape, dtype, policy="float32", **arguments):
     """The bytes kept, less some vectors, as a multiple of the inputs'."""
     x = ops.cast(np.random.default_rng(0).normal(size=shape), dtype)
     subject = frameworks.active().keras_layer(Masked(dtype=policy, **arguments), shape)
-    kept = frameworks.active().bytes_kept(subject, x) - VECTORS
+    batches = shape[0] // arguments.get("virtual_batch_size", shape[0])
+    kept = frameworks.active().bytes_kept(subject, x) - batches * VECTORS
     return kept / (np.prod(shape) * (2 if "16" in dtype else 4))
 
 

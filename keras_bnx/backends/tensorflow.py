@@ -30,8 +30,9 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 # rows the variance is off by 1e-5, 100 units in the last place. Blocks of blocks
 # keep each chain below 250 additions for up to a million rows.
 _BLOCK = 64
-# Rows from which a product with ones is the faster sum, also under XLA.
-_MANY = 4096
+# Rows from which a product with ones is the faster sum, also under XLA; and from which
+# its own chains are too long: a mean of a million rows was off by 3e-3 deviations.
+_MANY, _TOO_MANY = 4096, 2**17
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _LARGE = 10.0
 
@@ -98,13 +99,14 @@ def moments(x, weights, *, axes):
         return generic.moments(x, weights, axes=axes)
     values, channels = _canonical(x, axes)
     n = _static_count(x, axes)
-    many = n is None or n >= _MANY
+    many = _how_many(n)
     if _compiles(x):
         mean, variance = _compiled(_look, channels, values.shape.rank)(
             values, channels, many
         )
     else:
-        look = _look if values.dtype == tf.float32 else _fused_look
+        fits = values.dtype != tf.float32 and many < 2
+        look = _fused_look if fits else _look
         mean, variance = look(values, channels, many)
     # NaN isn't large, and nothing to look at again.
     large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)
@@ -127,7 +129,7 @@ def normalize(
     one_op = share is None and axes == (len(x.shape) - 1,)
     compiles = weights is None and not one_op and _compiles(x)
     n = _static_count(x, axes)
-    many = n is None or n >= _MANY
+    many = _how_many(n)
 
     def forward(x, gamma, beta):
         if weights is not None:
@@ -279,7 +281,7 @@ def _gradients(
     weights,
     share,
     channels,
-    many=False,
+    many=0,
     attached=False,
 ):
     """The gradients by their formula, in operations that TensorFlow differentiates.
@@ -358,7 +360,8 @@ def _sum(values, channels, many):
     """Sums over all axes but the channels'; of canonical values fast, if many.
 
     A product with ones is faster than a sum of many rows, and adds in blocks: the
-    sum's chains of additions lose digits. A GPU rounds the factors of products.
+    sum's chains of additions lose digits. Of too many rows, 64 are seen as one.
+    A GPU rounds the factors of products.
     """
     others = other_axes(values, channels)
     rank, shape = len(values.shape), tf.shape(values)
@@ -369,8 +372,19 @@ def _sum(values, channels, many):
         rows = tf.reshape(values, (outer * shape[1], inner))
         sums = tf.linalg.matvec(rows, tf.ones((inner,)))
         return tf.reduce_sum(tf.reshape(sums, (outer, shape[1])), axis=0)
+    if many == 2 and rank == 2:
+        wide = shape[0] // _BLOCK
+        whole, tail = values[: wide * _BLOCK], values[wide * _BLOCK :]
+        rows = tf.reshape(whole, (wide, _BLOCK * shape[1]))
+        sums = tf.reshape(tf.matmul(tf.ones((1, wide)), rows), (_BLOCK, shape[1]))
+        return tf.reduce_sum(sums, axis=0) + tf.reduce_sum(tail, axis=0)
     ones = tf.ones((1, shape[rank - 2]))
     return tf.squeeze(tf.matmul(ones, values), axis=rank - 2)
+
+
+def _how_many(n):
+    """0, 1 or 2: whether there are many rows, or too many, as far as is known."""
+    return 2 if n is None else (n >= _MANY) + (n >= _TOO_MANY)
 
 
 def _canonical(x, axes):
