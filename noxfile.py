@@ -68,6 +68,8 @@ def tests(session, backend, device):
         "pytest",
         f"--backend={backend}",
         f"--device={device}",
+        # Two at a time. On a GPU they would take each other's memory.
+        *(["--numprocesses=2"] if device == "cpu" else []),
         *session.posargs,
         env={"KERAS_BACKEND": backend},
     )

@@ -54,7 +54,7 @@ def test_what_is_forced_runs(name, monkeypatch):
 
 def test_a_forced_native_that_cant_serve_raises_with_every_reason(monkeypatch):
     reasons = ["The first reason.", "The second one."]
-    monkeypatch.setattr(backends.active(), "obstacles", lambda x, synchronized: reasons)
+    monkeypatch.setattr(backends.active(), "obstacles", lambda x, **_: reasons)
     layer = BatchNormalization()
     assert explain_implementation(layer, X).implementation == "generic"
     assert explain_implementation(layer, X).reasons == reasons

@@ -84,10 +84,11 @@ def update_mean(moving, batch, weight):
         # The mean is one number, of less than 100 deviations: nothing is lost.
         return moving + weight * difference
     difference = difference + batch.mean
-    new = moving + weight * difference
+    share = weight * difference
+    new = moving + share
     step = _NEXT * ops.abs(moving)
     stands = ops.logical_and(new == moving, ops.abs(difference) > step)
-    stands = ops.logical_and(stands, weight > 0)
+    stands = ops.logical_and(stands, share != 0.0)
     return ops.where(stands, moving + ops.sign(difference) * step, new)
 
 
