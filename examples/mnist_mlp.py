@@ -22,13 +22,10 @@ Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
 import argparse
-import math
-import os
-import pathlib
 
 # keras and keras_bnx are imported inside the functions that use them: the backend is
 # fixed by the first import of keras, and `--backend` has to come before.
-from matplotlib.figure import Figure
+from common import BACKENDS, COLOURS, compare, new_figure, parse, prepare, save
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -42,7 +39,6 @@ EPOCHS = {"digits": 10, "mnist": 3}
 # three epochs (two seeds, JAX and TensorFlow), 0.09 to 0.10 at 0.99.
 MOMENTUM = {"digits": 0.9, "mnist": 0.99}
 TITLES = {"digits": "scikit-learn's digits (8x8)", "mnist": "MNIST (28x28)"}
-BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 
 RUNS = (
     {"run": "A", "pixels": "0 to 1", "normalization": False},
@@ -51,13 +47,22 @@ RUNS = (
     {"run": "D", "pixels": "0 to 255", "normalization": True},
 )
 
-# Four colours of Okabe and Ito (2008), told apart by the colour-blind as well.
 # Markers are hollow without normalization, round for scaled pixels, square for raw.
 LINES = {
-    "A": {"color": "#56B4E9", "linestyle": "--", "marker": "o", "fillstyle": "none"},
-    "B": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "C": {"color": "#E69F00", "linestyle": ":", "marker": "s", "fillstyle": "none"},
-    "D": {"color": "#D55E00", "linestyle": "-.", "marker": "s"},
+    "A": {
+        "color": COLOURS["sky"],
+        "linestyle": "--",
+        "marker": "o",
+        "fillstyle": "none",
+    },
+    "B": {"color": COLOURS["blue"], "linestyle": "-", "marker": "o"},
+    "C": {
+        "color": COLOURS["orange"],
+        "linestyle": ":",
+        "marker": "s",
+        "fillstyle": "none",
+    },
+    "D": {"color": COLOURS["vermilion"], "linestyle": "-.", "marker": "s"},
 }
 
 
@@ -236,10 +241,6 @@ def format_table(results):
 def read_numbers(plain, normalized, *, num_images):
     """Says in words what normalization changed between two runs.
 
-    An accuracy p on n images has the standard error `sqrt(p * (1 - p) / n)`. Less
-    than two of them, of the difference, would come by chance in 95 of 100 cases: this
-    is called no clear difference.
-
     Args:
         plain: dictionary, the result of the run without normalization.
         normalized: dictionary, the result of the run with it.
@@ -248,18 +249,14 @@ def read_numbers(plain, normalized, *, num_images):
     Returns:
         A string of one line.
     """
-    p, q = plain["accuracy"], normalized["accuracy"]
-    margin = 2 * math.sqrt((p * (1 - p) + q * (1 - q)) / num_images)
-    if abs(q - p) <= margin:
-        verdict = "no clear difference"
-    else:
-        verdict = "clearly more" if q > p else "clearly less"
+    words = compare(
+        [plain["accuracy"]], [normalized["accuracy"]], num_images=num_images
+    )
     p_first, q_first = (
         result["history"]["val_accuracy"][0] for result in (plain, normalized)
     )
     return (
-        f"{plain['run']} to {normalized['run']}: accuracy {100 * (q - p):+.2f} points, "
-        f"{verdict} (chance makes up to {100 * margin:.2f}); "
+        f"{plain['run']} to {normalized['run']}: accuracy {words}; "
         f"loss {normalized['loss'] - plain['loss']:+.4f}. "
         f"After the first epoch: {p_first:.1%} without, {q_first:.1%} with."
     )
@@ -267,10 +264,7 @@ def read_numbers(plain, normalized, *, num_images):
 
 def plot(results, path, *, title):
     """Draws the learning curves, accuracy and loss, into a PNG file."""
-    # A Figure made without pyplot needs no display: it saves PNG files by Agg.
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    figure.suptitle(title, fontsize=17)
-    accuracy, loss = figure.subplots(1, 2)
+    figure, (accuracy, loss) = new_figure(title, size=(11, 5.6))
     for result in results:
         style = {**LINES[result["run"]], "linewidth": 2.5, "markersize": 8}
         history = result["history"]
@@ -287,17 +281,7 @@ def plot(results, path, *, title):
     for axes in (accuracy, loss):
         axes.set_xlabel("epoch", fontsize=15)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(labelsize=13)
-        axes.grid(color="0.9")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        loc="outside lower center",
-        ncols=2,
-        fontsize=14,
-        frameon=False,
-        handlelength=3.5,
-    )
-    figure.savefig(path, dpi=150)
+    save(figure, path, ncols=2, handlelength=3.5)
 
 
 def parse_arguments(argv):
@@ -318,54 +302,16 @@ def parse_arguments(argv):
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of each run; default: %(default)s"
     )
-    parser.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default=os.environ.get("KERAS_BACKEND") or "jax",
-        help="Keras's backend; default: KERAS_BACKEND, or jax where it isn't set",
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        default=pathlib.Path("results"),
-        help="folder of the figure, created if need be; default: %(default)s",
-    )
-    args = parser.parse_args(argv)
+    args = parse(parser, argv, defaults={"epochs": None})
     if args.epochs is None:
         args.epochs = EPOCHS[args.data]
-    if args.epochs < 1:
-        parser.error(
-            "`--epochs` has to be at least 1. "
-            f"Received: --epochs {args.epochs}. Leave it out for {EPOCHS[args.data]}."
-        )
     # NumPy's generator, which keras.utils.set_random_seed seeds, takes 32 bits.
     if not 0 <= args.seed < 2**32:
         parser.error(
             "`--seed` has to be from 0 to 2**32 - 1. "
             f"Received: --seed {args.seed}. Choose another."
         )
-    # argparse checks choices only where they are given, not the environment's.
-    if args.backend not in BACKENDS:
-        parser.error(
-            f"The backend has to be one of {', '.join(BACKENDS)}. "
-            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
-        )
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(
-            f"`--output` can't be created as a folder: {error.strerror}. "
-            f"Received: --output {args.output}. Name a folder, new or existing."
-        )
-
-    os.environ["KERAS_BACKEND"] = args.backend
-    import keras
-
-    if keras.config.backend() != args.backend:
-        parser.error(
-            f"Keras was imported before, with backend {keras.config.backend()}. "
-            f"Received: --backend {args.backend}. Start a new process for it."
-        )
+    prepare(parser, args)
     return args
 
 
@@ -408,9 +354,7 @@ def main(argv=None):
         "D with keras.layers.BatchNormalization in place of ours: logits differ by at "
         f"most {inference:.1e}, normalized values in training mode by {training:.1e}."
     )
-    path = args.output / f"mnist_mlp_{args.data}.png"
-    plot(results, path, title=title)
-    print(f"Learning curves: {path}")
+    plot(results, args.output / f"mnist_mlp_{args.data}.png", title=title)
     return results
 
 

@@ -38,10 +38,11 @@ _LARGE = 10.0
 
 
 def reduce_sum(x, axis, keepdims):
-    """Sums over all axes but one, in three stages; keeps the axes."""
+    """Sums over all axes but the channels', in three stages; keeps the axes."""
     if len(x.shape) - len(axis) > 1:
-        # Several channel axes: short chains, in the batches that they are made for.
-        return tf.reduce_sum(x, axis=axis, keepdims=True)
+        # Several channel axes are rare enough for the simplest way that is accurate.
+        total = tf.reduce_sum(tf.cast(x, tf.float64), axis=axis, keepdims=True)
+        return tf.cast(total, x.dtype)
     (channel,) = set(range(len(x.shape))) - set(axis)
 
     # The gradient of a sum is a broadcast, to any order; the slices' own would
