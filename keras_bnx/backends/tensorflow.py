@@ -397,10 +397,12 @@ def _canonical(x, axes):
     shape = [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
     leading, axis = shape[: len(axes) - 1], axes[-1]
     channels = (*range(len(leading)), len(leading) + 1)
-    if axis == len(shape) - 1:
-        return tf.reshape(x, (*leading, -1, shape[axis])), channels
-    outer = math.prod(shape[len(leading) : axis])
-    return tf.reshape(x, (*leading, outer, shape[axis], -1)), channels
+    # Products, not -1, which can't be told where there is nothing.
+    outer, inner = math.prod(shape[len(leading) : axis]), math.prod(shape[axis + 1 :])
+    sizes = (
+        (outer, shape[axis]) if axis == len(shape) - 1 else (outer, shape[axis], inner)
+    )
+    return tf.reshape(x, (*leading, *sizes)), channels
 
 
 def _like(values, x):

@@ -214,3 +214,42 @@ def test_two_million_rows_keep_their_digits(signature):
     mean, variance = x.mean(dtype="float64"), x.var(dtype="float64")
     np.testing.assert_allclose(layer.moving_mean, [mean], atol=2e-6)
     np.testing.assert_allclose(layer.moving_variance, [variance], rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (None, 3)), (1, (None, 3, 5))])
+def test_one_trace_splits_batches_of_any_size(axis, shape, jit_compile):
+    """As in `fit`: whole virtual batches only, with a rest, and a rest only."""
+    arguments = {"axis": axis, "momentum": 0.5, "virtual_batch_size": 4}
+    layer = BatchNormalization(**arguments)
+    layer.build(shape)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec(shape)] * 2,
+        jit_compile=jit_compile,
+        autograph=False,
+    )
+    def step(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        return y, tape.gradient(y, x, dy)
+
+    arguments = reference.Arguments(**arguments)
+    for rows in (8, 10, 3, 4, 1):
+        x, dy = np.random.default_rng(rows).normal(2.0, 3.0, (2, rows, *shape[1:]))
+        x, dy = x.astype("float32"), dy.astype("float32")
+        moving = {
+            name: value.astype(float) for name, value in statistics(layer).items()
+        }
+        expected = reference.batch_normalization(
+            x, reference.State(**moving), arguments
+        )
+        y, dx = step(x, dy)
+        np.testing.assert_allclose(y, expected.y, rtol=1e-5, atol=1e-5)
+        wanted = reference.gradients(expected, dy, x)[0]
+        np.testing.assert_allclose(dx, wanted, rtol=1e-4, atol=1e-5)
+        for name, value in statistics(layer).items():
+            np.testing.assert_allclose(
+                value, getattr(expected.state, name), rtol=1e-5, atol=1e-6
+            )
