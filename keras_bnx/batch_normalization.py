@@ -627,11 +627,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """The value of a weight, of the shape of the channel axes."""
         value = _cast(weight, dtype)
         if isinstance(self.axis, tuple):
-            value = ops.reshape(value, [n for n in self._sizes(weight)])
+            axes = self._channel_axes(len(weight.shape))
+            value = ops.reshape(value, [weight.shape[i] for i in axes])
         return value
-
-    def _sizes(self, weight):
-        return [weight.shape[i] for i in self._channel_axes(len(weight.shape))]
 
     def _inference_statistics(self, dtype):
         """Mean and variance that take the place of a batch's."""

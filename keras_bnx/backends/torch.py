@@ -108,6 +108,9 @@ def normalize(
         large = _is_beyond(_LARGE, shift, variance + epsilon)
     if not isinstance(mean, torch.Tensor):
         mean = None
+    if share is None and torch.is_grad_enabled():
+        # They may be the moving statistics, which the next batch changes in place.
+        shift, variance = shift.clone(), variance.clone()
     statistics = shift, mean, variance, epsilon
     if share is None and weights is None and not large and len(axes) == 1:
         return _forward(x, None, *axes, *statistics, gamma, beta, False)

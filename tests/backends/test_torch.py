@@ -147,3 +147,16 @@ def test_torchs_own_checkpoint_updates_once(use_reentrant):
 
     for name, value in statistics(plain).items():
         np.testing.assert_array_equal(statistics(layer)[name], value)
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_moving_statistics_may_move_before_the_backward_pass(shape, masked):
+    """An inference pass of a teacher, say, while the layer goes on training."""
+    layer, mask = built(axis=1), torch.arange(8) > 2 if masked else None
+    x = torch.randn(shape, requires_grad=True)
+    y = layer(x, training=False, mask=mask)
+    layer(x, training=True)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+
+    torch.testing.assert_close(dx, torch.full(shape, (1 + 1e-3) ** -0.5))
