@@ -180,7 +180,13 @@ def test_compiled_gradients_are_the_oracles(case, options, float64):
     assert_gradients(case, compiled_gradients)
 
 
-def assert_gradients(case, gradients):
+@each([case for case in CASES if case.name in COMPILED])
+def test_gradients_at_inference_are_the_oracles(case, float64, implementation):
+    """Those of fine-tuning on frozen statistics."""
+    assert_gradients(case, gradients, training=False)
+
+
+def assert_gradients(case, gradients, *, training=True):
     """Asserts that `gradients` computes those of the oracle, of a case's layer."""
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
@@ -188,9 +194,12 @@ def assert_gradients(case, gradients):
     dy = np.random.default_rng(5).normal(size=case.shape)
     if case.mixed:
         dy = np.round(dy * 16) / 16  # which 16 bits hold
-    step = reference.batch_normalization(x, state, arguments, weights=weights)
+    step = reference.batch_normalization(
+        x, state, arguments, weights=weights, training=training
+    )
     expected = reference.gradients(step, dy, x)
-    call = functional(layer, mask=None if mask is None else ops.array(mask))
+    mask = None if mask is None else ops.array(mask)
+    call = functional(layer, mask=mask, training=training)
     dtype = "float64" if case.dtype == "float64" else "float32"
     upstream = ops.convert_to_tensor(dy, dtype)
 

@@ -411,6 +411,8 @@ def _like(values, x):
 
 def _along(vector, values, channels):
     """Reshapes one number per channel to broadcast along values."""
+    if isinstance(vector, float):  # a mean of 0
+        return vector
     for axis in other_axes(values, channels):
         vector = tf.expand_dims(vector, axis)
     return vector
