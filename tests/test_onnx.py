@@ -62,6 +62,7 @@ if keras.config.backend() != "jax":
     @pytest.mark.parametrize("axis", [-1, 1])
     @pytest.mark.parametrize("renorm", [False, True])
     def test_exported_models_keep_their_numbers(axis, renorm, tmp_path):
+        keras.utils.set_random_seed(0)
         model = keras.Sequential(
             [
                 keras.Input((6, 5, 3), batch_size=4),

@@ -96,16 +96,19 @@ def _moments(x, axes):
 
 def normalize(x, weights, *, axes, mean, epsilon, share=None, **vectors):
     if share is None:
-        return _inference(axes, mean, epsilon, x, weights, vectors)
+        numbers = (("epsilon", epsilon),)
+        if isinstance(mean, float):
+            numbers += (("mean", mean),)
+        else:
+            vectors["mean"] = mean
+        return _inference(axes, numbers, x, weights, vectors)
     return _training(axes, epsilon, x, weights, share, {**vectors, "mean": mean})
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _inference(axes, mean, epsilon, x, weights, vectors):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _inference(axes, numbers, x, weights, vectors):
     # Nothing but x is kept here either.
-    function = functools.partial(
-        in_keras_ops.normalize, axes=axes, mean=mean, epsilon=epsilon
-    )
+    function = functools.partial(in_keras_ops.normalize, axes=axes, **dict(numbers))
     return jax.checkpoint(function)(x, weights, **vectors)
 
 
