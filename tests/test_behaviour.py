@@ -9,7 +9,7 @@ from frameworks import functional, gradients, statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization, Ramp
+from keras_bnx import BatchNormalization, Ramp, force_implementation
 from keras_bnx.reference import Arguments, State, batch_normalization
 
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
@@ -472,3 +472,19 @@ def test_synchronized_needs_a_backend_that_can():
     else:
         with pytest.raises(ValueError, match="synchronized=True"):
             BatchNormalization(synchronized=True)
+
+
+@pytest.mark.parametrize("name", ["generic", "native"])
+@pytest.mark.parametrize("size", [None, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_in_padding_gives_beta_on_each_implementation(name, size, training):
+    layer = built(beta_initializer="ones", virtual_batch_size=size)
+    x, mask = random(8, 5, 3, mean=5.0), np.ones((8, 5), bool)
+    mask[:, 4] = False
+    x[0, 4] = np.nan
+    with force_implementation(name):
+        y = to_numpy(layer(x, training=training, mask=mask))
+
+    # PyTorch's `x * a + b` rounds.
+    np.testing.assert_allclose(y[0, 4], [1.0, 1.0, 1.0], rtol=1e-6)
+    assert np.isfinite(y).all()

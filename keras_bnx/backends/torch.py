@@ -41,6 +41,9 @@ _LARGE = 100.0
 # The norm of a row gives its sum of squares about 0; where the mean of a channel is
 # beyond four deviations, their difference to the variance costs a digit and more.
 _FAR = 4.0
+# Elements of a virtual batch below which a call for each costs more than a few passes
+# over all of them.
+_SMALL = 2**17
 # Additions of a chain in one channel, and values that fill a row of the kernel.
 _CHAIN, _WIDTH = 4096, 512
 
@@ -74,6 +77,8 @@ def moments(x, weights, *, axes):
             return in_keras_ops.moments(x, weights, axes=axes)
         if len(axes) == 1:
             return _moments(x, *axes)
+        if x[0].numel() < _SMALL:
+            return _moments_in_one_piece(x, axes)
         parts = [_moments(part, axes[1] - 1) for part in x.unbind()]
         count, size, *vectors = zip(*parts, strict=True)
         shift, rest, variance = vectors
@@ -84,6 +89,17 @@ def moments(x, weights, *, axes):
         return Moments(
             count[0], size[0], torch.stack(shift), rest, torch.stack(variance)
         )
+
+
+def _moments_in_one_piece(x, axes):
+    others = other_axes(x, axes)
+    n = math.prod(x.shape[i] for i in others)
+    x = x if x.dtype == torch.float64 else x.float()
+    shift = x.sum(others) / n
+    centered = x - _per_element(shift, x, axes)
+    mean = centered.sum(others) / n
+    variance = centered.square_().sum(others) / n - mean.square()
+    return Moments(n, n, shift, mean, variance.clamp_(min=0.0))
 
 
 def _moments(x, axis):
@@ -134,6 +150,14 @@ class _Normalize(torch.autograd.Function):
         if len(axes) == 1:
             vectors = shift, mean, variance, epsilon, gamma, beta
             return _forward(x, weights, *axes, *vectors, large)
+        if x[0].numel() < _SMALL:
+            centered, _ = _centered(x, weights, shift, mean, axes)
+            scale = (variance + epsilon).rsqrt()
+            scale = scale if gamma is None else scale * gamma
+            offset = torch.zeros_like(scale) if beta is None else beta
+            offset = offset if mean is None else offset - mean * scale
+            centered.mul_(_per_element(scale, x, axes))
+            return centered.add_(_per_element(offset, x, axes)).to(x.dtype)
         y = torch.empty_like(x)
         for i, out in enumerate(y):
             w, *vectors = _part(i, weights, shift, mean, variance, gamma, beta)
@@ -147,6 +171,7 @@ class _Normalize(torch.autograd.Function):
         axes, epsilon, share, large = ctx.constants
         wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
         uniform = weights is None and not isinstance(share, torch.Tensor)
+        uniform = uniform and (len(axes) == 1 or x[0].numel() >= _SMALL)
         if not uniform or torch.is_grad_enabled():
             dx, dgamma, dbeta = _gradients(
                 dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share
@@ -184,7 +209,7 @@ def _forward(x, weights, axis, shift, mean, variance, epsilon, gamma, beta, larg
     if weights is None and not large:
         values, mean = x, _sum(shift, mean)
     else:
-        values, _ = _centered(x, weights, shift, (axis,))
+        values, _ = _centered(x, weights, shift, mean, (axis,))
         mean = torch.zeros_like(shift) if mean is None else mean
     y = _kernel_normalize(layout.view(values), mean, variance, epsilon, gamma, beta)
     return layout.restore(y).to(x.dtype)
@@ -231,7 +256,7 @@ def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, shar
     def per_element(vector):
         return _per_element(vector, x, axes)
 
-    centered, harmless = _centered(x, weights, shift, axes)
+    centered, harmless = _centered(x, weights, shift, mean, axes)
     mean = torch.zeros_like(shift) if mean is None else mean
     if share is not None:
         weight = per_element(torch.ones_like(mean) * share)
@@ -295,13 +320,17 @@ def _per_element(vector, x, axes):
     return vector.reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
 
 
-def _centered(x, weights, shift, axes):
-    """`x - shift`, and what is harmless: elements that count or are finite."""
+def _centered(x, weights, shift, mean, axes):
+    """`x - shift`, and what is harmless: elements that count or are finite.
+
+    What isn't harmless is taken for the mean.
+    """
     centered = x.to(shift.dtype) - _per_element(shift, x, axes)
     if weights is None:
         return centered, None
     harmless = (weights > 0) | x.isfinite()
-    return torch.where(harmless, centered, shift.new_zeros(())), harmless
+    mean = torch.zeros_like(shift) if mean is None else mean
+    return torch.where(harmless, centered, _per_element(mean, x, axes)), harmless
 
 
 def _shifted(values, shift):
