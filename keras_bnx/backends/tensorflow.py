@@ -31,8 +31,9 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 # keep each chain below 250 additions for up to a million rows.
 _BLOCK = 64
 # Rows from which a product with ones is the faster sum, also under XLA; and from which
-# its own chains are too long: a mean of a million rows was off by 3e-3 deviations.
-_MANY, _TOO_MANY = 4096, 2**17
+# its own chains are too long: a mean of 1.5 million rows was off by 3e-3 deviations.
+# The remedy takes 5 times as long at 2**17 rows, and 1.2 times at 2**19.
+_MANY, _TOO_MANY = 4096, 2**19
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _LARGE = 10.0
 
@@ -385,7 +386,7 @@ def _sum(values, channels, many):
 
 def _how_many(n):
     """0, 1 or 2: whether there are many rows, or too many, as far as is known."""
-    return 2 if n is None else (n >= _MANY) + (n >= _TOO_MANY)
+    return 1 if n is None else (n >= _MANY) + (n >= _TOO_MANY)
 
 
 def _canonical(x, axes):
