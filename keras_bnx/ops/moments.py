@@ -1,6 +1,5 @@
 """Step 1: the statistics of a batch."""
 
-import keras
 from keras import ops
 
 from keras_bnx.backends import Moments
@@ -84,7 +83,7 @@ def unbiased_variance(batch):
     n is the sum of the weights: they are taken for frequencies, as a mask's are.
     """
     exists = batch.count > 1
-    if keras.ops.is_tensor(batch.count):
+    if ops.is_tensor(batch.count):
         one = ops.ones_like(batch.count)
         factor = batch.count / ops.where(exists, batch.count - 1.0, one)
     else:
