@@ -1,12 +1,18 @@
-"""What the examples share: arguments, words for differences, and figures."""
+"""What the examples share: arguments, images, words for differences, and figures."""
 
+import importlib.metadata
 import math
 import os
 import pathlib
+import platform
+import sys
+import time
 
 # keras is imported inside the functions that use it: the backend is fixed by the
 # first import, and `--backend` has to come before.
 from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 
@@ -18,6 +24,12 @@ COLOURS = {
     "blue": "#0072B2",
     "vermilion": "#D55E00",
     "purple": "#CC79A7",
+}
+
+IMAGES = {
+    "digits": "scikit-learn's digits (8x8)",
+    "mnist": "MNIST (28x28)",
+    "fashion_mnist": "Fashion-MNIST (28x28)",
 }
 
 
@@ -52,9 +64,11 @@ def parse(parser, argv, *, defaults, quick=None):
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("results"),
-        help="folder of the figure, created if need be; default: %(default)s",
+        help="folder of tables and figures, created if need be; default: %(default)s",
     )
     args = parser.parse_args(argv)
+    args.command = " ".join(sys.argv[1:] if argv is None else argv)
+    args.started = time.monotonic()
     for name, value in defaults.items():
         if getattr(args, name) is None:
             value = quick.get(name, value) if quick and args.quick else value
@@ -92,6 +106,37 @@ def prepare(parser, args):
             f"Keras was imported before, with backend {keras.config.backend()}. "
             f"Received: --backend {args.backend}. Start a new process for it."
         )
+
+
+def load_images(data):
+    """Loads images and their labels.
+
+    Args:
+        data: `"digits"` (1797 images of 8x8 pixels, which scikit-learn brings along; a
+            fifth of them for the test), `"mnist"` or `"fashion_mnist"` (70000 of
+            28x28, downloaded by Keras, split as published).
+
+    Returns:
+        The tuples `(x_train, y_train), (x_test, y_test)`: float32 images of shape
+        `(images, height, width)`, pixels from 0 to 255, and integer labels.
+    """
+    if data == "digits":
+        digits = load_digits()
+        # These pixels count 16 dots each; the others are bytes.
+        x_train, x_test, y_train, y_test = train_test_split(
+            digits.images * (255 / 16),
+            digits.target,
+            test_size=0.2,
+            stratify=digits.target,
+            random_state=0,
+        )
+    else:
+        import keras
+
+        module = getattr(keras.datasets, data)
+        (x_train, y_train), (x_test, y_test) = module.load_data()
+    x_train, x_test = x_train.astype("float32"), x_test.astype("float32")
+    return (x_train, y_train), (x_test, y_test)
 
 
 def mean_and_spread(values):
@@ -145,22 +190,86 @@ def percent(values):
     return text if math.isnan(spread) else f"{text} ± {100 * spread:.1f}"
 
 
-def new_figure(title, *, size, **kwargs):
-    """Returns a figure and its two axes, in type legible at half size."""
+def format_table(header, rows):
+    """Returns a table in Markdown, aligned for the screen too.
+
+    Args:
+        header: list of strings.
+        rows: list of lists of strings; a column is aligned to the right where all of
+            its cells start with a digit or a sign.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(3, *map(len, column)) for column in columns]
+    right = [all(c[:1] in "+-0123456789" for c in column[1:]) for column in columns]
+
+    def line(cells):
+        return "| " + " | ".join(cells) + " |"
+
+    def pad(cells):
+        sides = zip(cells, widths, right, strict=True)
+        return [f"{cell:{'>' if r else '<'}{width}}" for cell, width, r in sides]
+
+    rule = [
+        "-" * (width - 1) + ":" if r else "-" * width
+        for width, r in zip(widths, right, strict=True)
+    ]
+    return "\n".join(line(cells) for cells in (pad(header), rule, *map(pad, rows)))
+
+
+def write_report(args, name, title, parts, figures):
+    """Prints the results and writes them to `NAME.md` in the output folder.
+
+    Args:
+        args: what `parse` returned.
+        name: string, the example's file name without its ending.
+        title: string.
+        parts: list of strings in Markdown, paragraphs and tables.
+        figures: dictionary, of each figure's file name its text alternative.
+    """
+    text = "\n\n".join(parts)
+    print(f"\n{text}")
+    minutes = (time.monotonic() - args.started) / 60
+    command = f"python examples/{name}.py {args.command}".strip()
+    distribution = importlib.metadata.packages_distributions()[args.backend][0]
+    made = (
+        f"Made by `{command}` in {minutes:.1f} minutes: "
+        f"Keras {importlib.metadata.version('keras')}, "
+        f"{BACKENDS[args.backend]} {importlib.metadata.version(distribution)}, "
+        f"Python {platform.python_version()}, {_num_cores()} CPU cores."
+    )
+    pictures = [f"![{text}]({file})" for file, text in figures.items()]
+    path = args.output / f"{name}.md"
+    path.write_text(
+        "\n\n".join([f"# {title}", *parts, *pictures, made]) + "\n", encoding="utf-8"
+    )
+    print(f"\nReport: {path}")
+
+
+def _num_cores():
+    # Those that this process may use, where the system can say.
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count()
+
+
+def new_figure(title, *, size, rows=1, columns=2, **kwargs):
+    """Returns a figure and the list of its axes, in type legible at half size."""
     # A Figure made without pyplot needs no display: it saves PNG files by Agg.
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=17)
-    pair = figure.subplots(1, 2, **kwargs)
-    for axes in pair:
+    grid = list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
+    for axes in grid:
         axes.tick_params(labelsize=13)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, pair
+    return figure, grid
 
 
 def save(figure, path, **legend):
-    """Saves a PNG file, with the legend below; says where."""
+    """Saves a PNG file, with the legend of all labels below; says where.
+
+    A line that is drawn in several axes is labelled in one of them.
+    """
     figure.legend(loc="outside lower center", fontsize=14, frameon=False, **legend)
     figure.savefig(path, dpi=150)
     print(f"Figure: {path}")
