@@ -352,7 +352,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             def lift(vector):
                 return None if vector is None else ops.expand_dims(vector, axis)
 
-        outputs, batches = [], []
+        outputs, batches, known = [], [], True
         for part, mask in zip(parts, masks, strict=True):
             arithmetic, part = self._choose(part, axes, dtype)
             native = arithmetic is backend.native
@@ -373,12 +373,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
             outputs.append(y)
             batches.append(batch)
+            known = known and usable is True
         if not (backend.is_recomputing() or are_kept()):
             if divides:
-                native, batch = False, join(batches, axis)
+                native, batch = False, join(batches, axis, known=known)
                 if self.synchronized:
                     batch = merge(batch, backend.all_reduce_sum)
-                usable = _both(_usable(batch, native), trains)
+                if self.synchronized or not known:
+                    usable = _both(_usable(batch, native), trains)
             if not native:
                 batch = batch._replace(
                     mean=ops.stop_gradient(batch.mean),

@@ -6,6 +6,7 @@ import keras
 
 from keras_bnx import backends
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.ops import virtual
 
 
 class Explanation(NamedTuple):
@@ -58,7 +59,8 @@ def force_implementation(implementation):
 def explain_implementation(layer, inputs):
     """Says which arithmetic would run for a layer and its inputs, and why.
 
-    Nothing is computed. Inside of a function that is being compiled the answer
+    Nothing is computed. With `virtual_batch_size` the answer is that of training.
+    Inside of a function that is being compiled the answer
     may be another than outside, so ask where the layer is called.
 
     Args:
@@ -91,10 +93,12 @@ def explain_implementation(layer, inputs):
     inputs = keras.ops.convert_to_tensor(inputs)
     forced = backends.forced()
     x = layer._widen(inputs)
-    call = {
-        "axes": layer._channel_axes(len(x.shape)),
-        "synchronized": layer.synchronized,
-    }
+    axes = layer._channel_axes(len(x.shape))
+    axis = virtual.batch_axis(len(x.shape), axes)
+    if layer.virtual_batch_size is not None and axis is not None:
+        x = keras.ops.expand_dims(x, axis)
+        axes = virtual.with_virtual_axis(axes, axis)
+    call = {"axes": axes, "synchronized": layer.synchronized}
     try:
         chosen = backends.choose(x, **call)
     except ValueError as error:

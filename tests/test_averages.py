@@ -12,7 +12,6 @@ from keras_bnx import (
     BatchNormalization,
     keep_moving_statistics,
     reference,
-    renorm_schedule,
 )
 
 RNG = np.random.default_rng(0)
@@ -125,26 +124,6 @@ def test_renorm_starts_as_batch_normalization_and_not_as_the_identity():
     np.testing.assert_allclose(second.mean(0), 5 / x.std(0), rtol=1e-2)
 
 
-def test_the_papers_schedule_relaxes_renorm():
-    limits = renorm_schedule(start=2, rmax_end=4, dmax_end=6)
-    assert [float(limits["rmax"](step)) for step in (0, 2, 3, 4, 9)] == [1, 1, 2, 3, 3]
-    assert [float(limits["rmin"](step)) for step in (0, 4)] == [1.0, float(1 / 3)] or (
-        np.float32(limits["rmin"](4)) == np.float32(1 / 3)
-    )
-    assert [float(limits["dmax"](step)) for step in (0, 4, 6)] == [0.0, 2.5, 5.0]
-
-    layer = built(renorm=True, renorm_clipping=limits)
-    x = RNG.normal(30.0, 5.0, (64, 3)).astype("float32")
-    means = [to_numpy(layer(x, training=True)).mean() for _ in range(8)]
-    np.testing.assert_allclose(means[:3], 0.0, atol=1e-5)  # d = 0
-    np.testing.assert_allclose(means[3:7], [1.25, 2.5, 3.75, 5.0], rtol=1e-5)
-    np.testing.assert_array_equal(statistics(layer)["steps"], 8)
-    with pytest.raises(ValueError, match=r"rmax=0\.5"):
-        renorm_schedule(rmax=0.5)
-    with pytest.raises(ValueError, match="start=9, end=5"):
-        renorm_schedule(start=9, dmax_end=5)
-
-
 @pytest.mark.parametrize("ratio", [1e4, 1e5, 1e6])
 def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
     """float32 steps smaller than half a unit were lost: 3 deviations off at 1e6."""
@@ -215,21 +194,6 @@ def test_random_combinations_over_several_steps_are_the_oracles():
         assert np.isfinite(mean).all() and (variance >= 0).all()
         still = reference.batch_normalization(x, state, settings, training=False)
         assert_near(to_numpy(layer(x)), still.y, scale=400.0)
-
-
-def test_a_chunk_without_anything_is_harmless():
-    layer = built(virtual_batch_size=2, momentum=0.0)
-    x = RNG.normal(2.0, 3.0, (6, 3)).astype("float32")
-    mask = np.array([1, 1, 0, 0, 1, 1], bool)
-    y = to_numpy(layer(x, training=True, mask=mask))
-
-    assert np.isfinite(y).all()
-    np.testing.assert_allclose(
-        to_numpy(layer.moving_mean), x[mask].mean(0), rtol=1e-5, atol=1e-6
-    )
-    np.testing.assert_allclose(
-        to_numpy(layer.moving_variance), x[mask].var(0), rtol=1e-5
-    )
 
 
 def test_passes_that_keep_the_statistics_differ_in_nothing_else():

@@ -68,6 +68,20 @@ def test_a_forced_native_that_cant_serve_raises_with_every_reason(monkeypatch):
     np.testing.assert_array_equal(to_numpy(layer.moving_mean), 0.0)
 
 
+def test_virtual_batches_are_asked_for_as_they_run(monkeypatch):
+    asked = []
+
+    def obstacles(x, *, axes, synchronized):
+        asked.append((tuple(x.shape), axes))
+        return []
+
+    monkeypatch.setattr(backends.active(), "obstacles", obstacles)
+    layer = BatchNormalization(virtual_batch_size=8)
+    explain_implementation(layer, X)
+    layer(X, training=True)
+    assert asked == [((1, 16, 3), (0, 2)), ((2, 8, 3), (0, 2))]
+
+
 def test_wrong_arguments_say_so():
     with pytest.raises(ValueError, match=r"one of 'auto'.*'fast'"):
         force_implementation("fast").__enter__()

@@ -38,7 +38,9 @@ def merge(local, all_reduce_sum):
     count, size, total = all_reduce_sum(
         [local.count, local.size, local.count * (local.shift + local.mean)]
     )
-    n = ops.where(count > 0, count, ops.ones_like(count))
+    n = count
+    if ops.is_tensor(count):
+        n = ops.where(count > 0, count, ops.ones_like(count))
     shift = ops.stop_gradient(total / n)
     mean = (local.shift - shift) + local.mean
     first, second = all_reduce_sum(
@@ -50,7 +52,7 @@ def merge(local, all_reduce_sum):
     return Moments(count, size, shift, mean, variance)
 
 
-def join(parts, axis):
+def join(parts, axis, *, known=False):
     """Merges the moments of virtual batches into those of the batch, exactly.
 
     Args:
@@ -58,23 +60,37 @@ def join(parts, axis):
             Batches of which nothing is known (nothing counts, or not finite) are
             left out.
         axis: integer, not negative.
+        known: whether there are none of those.
     """
-
-    def complete(part):
-        known = ops.logical_and(part.size > 0, ops.isfinite(part.variance))
-        zeros = ops.zeros_like(part.variance)
-        return [
-            ops.where(known, v + zeros if isinstance(v, (int, float)) else v, zeros)
-            for v in part
-        ]
-
-    columns = zip(*map(complete, parts), strict=True)
-    joined = Moments(*(ops.concatenate(column, axis) for column in columns))
+    joined = parts[0]
+    if not known or len(parts) > 1:
+        columns = zip(*(_complete(part, known) for part in parts), strict=True)
+        joined = Moments(*(ops.concatenate(column, axis) for column in columns))
 
     def total(values):
-        return [ops.sum(value, axis, keepdims=True) for value in values]
+        return [
+            value * joined.variance.shape[axis]
+            if isinstance(value, (int, float))
+            else ops.sum(value, axis, keepdims=True)
+            for value in values
+        ]
 
-    return Moments(*(ops.squeeze(value, axis) for value in merge(joined, total)))
+    return Moments(
+        *(
+            ops.squeeze(value, axis) if ops.is_tensor(value) else value
+            for value in merge(joined, total)
+        )
+    )
+
+
+def _complete(part, known):
+    """All five as tensors, and zeros where there is nothing to know."""
+    zeros = ops.zeros_like(part.variance)
+    full = [v + zeros if isinstance(v, (int, float)) else v for v in part]
+    if known:
+        return full
+    known = ops.logical_and(part.size > 0, ops.isfinite(part.variance))
+    return [ops.where(known, v, zeros) for v in full]
 
 
 def unbiased_variance(batch):

@@ -160,3 +160,64 @@ def test_moving_statistics_may_move_before_the_backward_pass(shape, masked):
     (dx,) = torch.autograd.grad(y.sum(), x)
 
     torch.testing.assert_close(dx, torch.full(shape, (1 + 1e-3) ** -0.5))
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("ratio", [1.0, 1e4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((8, 40, 40, 3), -1),  # several rows seen as one
+        ((8, 3, 40, 40), 1),
+        ((8, 4096, 40), -1),  # sums of each virtual batch by the kernels
+        ((8, 40, 4096), 1),
+        ((12, 2, 4096, 6), -1),
+    ],
+)
+def test_virtual_batches_of_every_size_and_layout(shape, axis, dtype, ratio, permuted):
+    arguments = {"virtual_batch_size": 4}
+    if dtype == "bfloat16":
+        arguments["dtype"] = "mixed_bfloat16"
+    layer, plain = BatchNormalization(axis, **arguments), built_for(shape, axis)
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(ratio, 1.0, shape)).to(getattr(torch, dtype))
+    dy = torch.tensor(rng.normal(size=shape)).to(x.dtype)
+    if permuted:
+        # As a convolution leaves it: the same numbers, otherwise in memory.
+        order = (0, *range(len(shape) - 1, 0, -1))
+        x = x.permute(order).contiguous().permute(order)
+    x = x.requires_grad_()
+    y = layer(x, training=True)
+    dx, dgamma, dbeta = torch.autograd.grad(y, [x, *gamma_and_beta(layer)], dy)
+
+    # In float64, one virtual batch after the other.
+    parts = []
+    for rows, upstream in zip(x.detach().split(4), dy.split(4), strict=True):
+        rows = rows.double().requires_grad_()
+        out = plain(rows, training=True)
+        found = torch.autograd.grad(
+            out, [rows, *gamma_and_beta(plain)], upstream.double()
+        )
+        parts.append((out, *found))
+    out, rows, gammas, betas = zip(*parts, strict=True)
+    near = {"rtol": 1e-2, "atol": 1e-2} if dtype == "bfloat16" else TOLERANCE
+    for actual, expected in ((y, out), (dx, rows)):
+        torch.testing.assert_close(actual.double(), torch.cat(expected), **near)
+    scale = dy.double().abs().sum() / x.shape[axis]
+    for actual, expected in ((dgamma, gammas), (dbeta, betas)):
+        assert ((actual - sum(expected)).abs() / scale).max() < 1e-6
+
+
+# Outputs and gradients of size 1 to 5, in float32, at any mean.
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+def built_for(shape, axis):
+    layer = BatchNormalization(axis, dtype="float64")
+    layer.build(shape)
+    return layer
+
+
+def gamma_and_beta(layer):
+    return [layer.gamma.value, layer.beta.value]

@@ -33,6 +33,7 @@ def test_recipes_do_what_they_say(tmp_path, capsys):
     for name in example.ADAPTED:
         assert abs(moved[name] - 1) < 0.05
     assert "moving mean's way" in out and "points, clearly more" in out
+    assert "| AdaBN " in (tmp_path / "new" / "fine_tuning.md").read_text("utf-8")
     picture = (tmp_path / "new" / "fine_tuning.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
 

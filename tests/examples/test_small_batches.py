@@ -29,7 +29,8 @@ def test_small_batches_harm_the_plain_layer_alone(tmp_path, capsys):
     assert test_accuracy(16, "plain") > plain + 0.1
     assert results[2, "virtual"] is results[2, "plain"]
     assert results[16, "virtual"] is not results[16, "plain"]
-    assert "         2  " in out and "(plain)" in out and "clearly more" in out
+    assert "|          2 | " in out and "as plain" in out and "clearly more" in out
+    assert "as plain" in (tmp_path / "new" / "small_batches.md").read_text("utf-8")
     picture = (tmp_path / "new" / "small_batches_digits.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
 
