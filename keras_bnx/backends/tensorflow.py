@@ -107,7 +107,7 @@ def moments(x, weights, *, axes):
             values, channels, many
         )
     else:
-        fits = values.dtype != tf.float32 and many < 2
+        fits = values.dtype != tf.float32 and many != 2
         look = _fused_look if fits else _look
         mean, variance = look(values, channels, many)
     # NaN isn't large, and nothing to look at again.
@@ -367,26 +367,35 @@ def _sum(values, channels, many):
     """
     others = other_axes(values, channels)
     rank, shape = len(values.shape), tf.shape(values)
-    if not many or _on_gpu() or rank > 3:
+    if many == 0 or _on_gpu() or rank > 3:
         return tf.reduce_sum(values, axis=others) if others else values
     if channels == (1,) and rank == 3:
         outer, inner = shape[0], shape[2]
         rows = tf.reshape(values, (outer * shape[1], inner))
         sums = tf.linalg.matvec(rows, tf.ones((inner,)))
         return tf.reduce_sum(tf.reshape(sums, (outer, shape[1])), axis=0)
-    if many == 2 and rank == 2:
+
+    def of_many():
+        ones = tf.ones((1, shape[rank - 2]))
+        return tf.squeeze(tf.matmul(ones, values), axis=rank - 2)
+
+    def of_too_many():
         wide = shape[0] // _BLOCK
         whole, tail = values[: wide * _BLOCK], values[wide * _BLOCK :]
         rows = tf.reshape(whole, (wide, _BLOCK * shape[1]))
         sums = tf.reshape(tf.matmul(tf.ones((1, wide)), rows), (_BLOCK, shape[1]))
         return tf.reduce_sum(sums, axis=0) + tf.reduce_sum(tail, axis=0)
-    ones = tf.ones((1, shape[rank - 2]))
-    return tf.squeeze(tf.matmul(ones, values), axis=rank - 2)
+
+    if many == 1 or rank > 2:
+        return of_many()
+    if many == 2:
+        return of_too_many()
+    return tf.cond(shape[0] >= _TOO_MANY, of_too_many, of_many)
 
 
 def _how_many(n):
-    """0, 1 or 2: whether there are many rows, or too many, as far as is known."""
-    return 1 if n is None else (n >= _MANY) + (n >= _TOO_MANY)
+    """0, 1 or 2: whether there are many rows, or too many; `None` if that's unknown."""
+    return None if n is None else (n >= _MANY) + (n >= _TOO_MANY)
 
 
 def _canonical(x, axes):
