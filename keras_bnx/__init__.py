@@ -1,6 +1,7 @@
 """Batch normalization for Keras 3, right on TensorFlow, JAX and PyTorch."""
 
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.conversion import convert
 from keras_bnx.freezing import freeze, unfreeze
 from keras_bnx.implementation import explain_implementation, force_implementation
 from keras_bnx.ops.moving import keep_moving_statistics
@@ -12,6 +13,7 @@ __all__ = [
     "BatchNormalization",
     "Ramp",
     "__version__",
+    "convert",
     "explain_implementation",
     "force_implementation",
     "freeze",

@@ -1,14 +1,16 @@
 """The layer: arguments, weights, training and inference branch, config, files."""
 
+import functools
 import math
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_bnx import backends
-from keras_bnx.ops import virtual
-from keras_bnx.ops.moments import join, merge, moments, unbiased_variance
+from keras_bnx.ops import replicas, virtual
+from keras_bnx.ops.moments import join, moments, unbiased_variance
 from keras_bnx.ops.moving import (
     are_kept,
     consistent_stddev,
@@ -61,6 +63,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
     are computed in float64 (on JAX where x64 is enabled). The output has the
     policy's compute dtype.
 
+    **Replicas.** With `synchronized=True` outputs, gradients and statistics are those
+    of one batch of all replicas' elements, whatever each has: other counts, masks, no
+    row at all. It takes one sum over the replicas forward, of `5 * channels` numbers
+    for each, and one backward. Replicas that aren't synchronized normalize by their own
+    statistics; the moving ones are joined, and stay the same on all of them (PyTorch:
+    inside of `DistributedDataParallel`). The gradients of gamma and beta are a
+    replica's own, as the engines expect it: they average or sum them.
+
     **Speed and memory.** Each framework's own kernels run, forward and backward,
     and the backward pass keeps the inputs, in their dtype, and vectors.
     `keras_bnx.explain_implementation(layer, inputs)` says what runs, and why.
@@ -94,8 +104,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             `keras_bnx.renorm_schedule()` builds as the paper has them.
         renorm_momentum: float in [0, 1], the momentum of `renorm_mean` and
             `renorm_stddev`.
-        synchronized: whether to take statistics over all replicas of a
-            `tf.distribute` strategy. TensorFlow only.
+        synchronized: whether to take statistics over all replicas: of
+            `torch.distributed`, of a `tf.distribute` strategy, of JAX's axis
+            `axis_name`. An integer `g > 1` takes them over groups of `g` consecutive
+            replicas. Where there is one replica it changes nothing; arrays sharded
+            under JAX's `jit` have the statistics of all devices anyway.
         virtual_batch_size: optional integer. While training, statistics are taken
             of that many examples at a time, in order; the last virtual batch has
             what remains, and a smaller batch is one. The moving statistics are those
@@ -108,6 +121,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mostly 0 and 1. Before any they are the initial ones. Renorm's are treated
             likewise, so that it starts as plain batch normalization, and not by
             undoing it. What is stored as moving statistics stays what Keras stores.
+        axis_name: optional string, JAX's name of the axis of the replicas in
+            `shard_map`, `pmap` or `vmap`. Other backends don't need it.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -168,6 +183,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         virtual_batch_size=None,
         unbiased_moving_variance=False,
         debias_moving_statistics=False,
+        axis_name=None,
         **kwargs,
     ):
         super(keras.layers.BatchNormalization, self).__init__(**kwargs)
@@ -199,14 +215,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.renorm_momentum = _validate_number(
             "renorm_momentum", renorm_momentum, 0.0, 1.0
         )
-        if synchronized and backends.active().all_reduce_sum is None:
-            raise ValueError(
-                "`synchronized=True` needs the TensorFlow backend. "
-                f"Received: synchronized={synchronized} on the backend "
-                f"{keras.config.backend()!r}. Leave it False; under JAX's jit the "
-                "statistics of sharded arrays are global anyway."
-            )
-        self.synchronized = synchronized
+        self.synchronized = _validate_synchronized(synchronized)
+        self.axis_name = _validate_axis_name(axis_name)
         self.virtual_batch_size = _validate_virtual_batch_size(virtual_batch_size)
         self.unbiased_moving_variance = bool(unbiased_moving_variance)
         self.debias_moving_statistics = bool(debias_moving_statistics)
@@ -302,13 +312,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
         beta = None if self.beta is None else self._read(self.beta, dtype)
 
         traced = backend.is_traced(training)
+        beside = backend.replicas(self.axis_name)
         # An empty batch, known to be empty, has no statistics to take; but where
         # replicas wait for each other's sums, each has to take part.
-        takes_part = self.synchronized or 0 not in tuple(x.shape)
+        takes_part = beside is not None or 0 not in tuple(x.shape)
         adapts = self.trainable and "statistics" not in self._frozen
         if adapts and (traced or training) and takes_part:
             trains = ops.cast(training, "bool") if traced else True
-            outputs = self._train(x, weights, axes, dtype, gamma, beta, trains)
+            outputs = self._train(x, weights, axes, dtype, gamma, beta, trains, beside)
         else:
             arithmetic, x = self._choose(x, axes, dtype)
             mean, variance = self._inference_statistics(dtype)
@@ -326,7 +337,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
         return _cast(outputs, self.compute_dtype)
 
-    def _train(self, x, weights, axes, dtype, gamma, beta, trains):
+    def _train(self, x, weights, axes, dtype, gamma, beta, trains, beside):
         """Normalizes by the batch, or virtual batches; updates the statistics."""
         backend = backends.active()
         shape = tuple(x.shape)
@@ -352,13 +363,17 @@ class BatchNormalization(keras.layers.BatchNormalization):
             def lift(vector):
                 return None if vector is None else ops.expand_dims(vector, axis)
 
+        # Virtual batches are a replica's own; what it joins is their statistics.
+        sums = bool(self.synchronized and beside and not divides)
         outputs, batches, known = [], [], True
         for part, mask in zip(parts, masks, strict=True):
-            arithmetic, part = self._choose(part, axes, dtype)
+            arithmetic, part = self._choose(part, axes, dtype, sums)
             native = arithmetic is backend.native
             batch = moments(part, mask, axes=axes, arithmetic=arithmetic)
-            if self.synchronized and not divides:
-                batch = merge(batch, backend.all_reduce_sum)
+            if sums:
+                native, of_all = False, replicas.gather(batch, beside)
+                of_group = replicas.group(of_all, beside, self.synchronized)
+                batch = join([of_group], 0, leave_out=False)
             usable = _both(_usable(batch, native), trains)
             y = self._normalize(
                 part,
@@ -370,17 +385,25 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 *map(lift, (gamma, beta, *inference)),
                 renorm=None if renorm is None else [*map(lift, renorm)],
                 selects=selects,
+                sum_replicas=functools.partial(
+                    replicas.sum_group, replicas=beside, size=self.synchronized
+                )
+                if sums
+                else None,
             )
             outputs.append(y)
             batches.append(batch)
             known = known and usable is True
         if not (backend.is_recomputing() or are_kept()):
+            joins = beside and (self.synchronized or beside.joins)
+            joins = joins and not (sums and self.synchronized is True)
             if divides:
-                native, batch = False, join(batches, axis, known=known)
-                if self.synchronized:
-                    batch = merge(batch, backend.all_reduce_sum)
-                if self.synchronized or not known:
-                    usable = _both(_usable(batch, native), trains)
+                batch = join(batches, axis, leave_out=not known)
+            if joins:
+                of_all = of_all if sums else replicas.gather(batch, beside)
+                batch = join([of_all], 0)
+            if joins or (divides and not known):
+                usable = _both(_usable(batch, False), trains)
             if not native:
                 batch = batch._replace(
                     mean=ops.stop_gradient(batch.mean),
@@ -404,6 +427,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         *,
         renorm,
         selects,
+        sum_replicas,
     ):
         """Normalizes by the batch; by `mean` and `variance` what isn't usable."""
         if renorm is not None:
@@ -440,6 +464,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             gamma=gamma,
             beta=beta,
             share=share,
+            sum_replicas=sum_replicas,
         )
 
     def reset_moving_statistics(self):
@@ -508,6 +533,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             "virtual_batch_size": self.virtual_batch_size,
             "unbiased_moving_variance": self.unbiased_moving_variance,
             "debias_moving_statistics": self.debias_moving_statistics,
+            "axis_name": self.axis_name,
             "frozen": list(self._frozen),
             # Keras's reader of `.h5` files drops an `axis` of several.
             "axes": list(self._axes) if len(self._axes) > 1 else None,
@@ -616,9 +642,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             )
         return axes
 
-    def _choose(self, x, axes, dtype):
+    def _choose(self, x, axes, dtype, sums=False):
         """Returns the arithmetic, and the inputs as it takes them."""
-        arithmetic = backends.choose(x, axes=axes, synchronized=self.synchronized)
+        arithmetic = backends.choose(x, axes=axes, synchronized=sums)
         if arithmetic is backends.active().generic:
             # Gradients through the outputs and the statistics meet before they are
             # rounded to 16 bits.
@@ -889,6 +915,28 @@ def _validate_virtual_batch_size(size):
         "`virtual_batch_size` must be an integer of at least 1, or None. "
         f"Received: virtual_batch_size={size!r}. Pass the number of examples in a "
         "virtual batch."
+    )
+
+
+def _validate_synchronized(synchronized):
+    if isinstance(synchronized, (bool, np.bool_)):
+        return bool(synchronized)
+    if isinstance(synchronized, numbers.Integral) and synchronized > 1:
+        return int(synchronized)
+    raise ValueError(
+        "`synchronized` must be a bool, or an integer above 1. "
+        f"Received: synchronized={synchronized!r}. Pass True for statistics of all "
+        "replicas, or the number of replicas in a group."
+    )
+
+
+def _validate_axis_name(name):
+    if name is None or (isinstance(name, str) and name):
+        return name
+    raise ValueError(
+        "`axis_name` must be a string, or None. "
+        f"Received: axis_name={name!r}. Pass the name that JAX's shard_map, pmap or "
+        "vmap has for the axis of the replicas."
     )
 
 

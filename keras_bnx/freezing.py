@@ -2,9 +2,8 @@
 
 import warnings
 
-import keras
-
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.models import batch_normalizations
 
 
 def freeze(model, statistics=True, affine=True):
@@ -37,7 +36,7 @@ def freeze(model, statistics=True, affine=True):
     >>> len(model.trainable_weights)
     2
     """
-    layers = _batch_normalizations(model)
+    layers = batch_normalizations(model)
     if statistics and affine:
         kerass = []
     elif statistics or affine:
@@ -76,37 +75,12 @@ def unfreeze(model):
     >>> len(model.trainable_weights)
     2
     """
-    for layer in _batch_normalizations(model):
+    for layer in batch_normalizations(model):
         if isinstance(layer, BatchNormalization):
             layer.unfreeze()
         else:
             layer.trainable = True
     _warn_if_compiled(model, "unfreeze")
-
-
-def _batch_normalizations(model):
-    found, seen, waiting = [], {}, [model]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen[id(item)] = item
-        if isinstance(item, keras.layers.BatchNormalization):
-            found.append(item)
-        elif isinstance(item, keras.Layer):
-            # A model's layers, and those that are attributes, in containers or not.
-            waiting += [getattr(item, "layers", []), *vars(item).values()]
-        elif isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple, set)):
-            waiting += item
-    if not found:
-        raise ValueError(
-            "There is no batch normalization in the model. "
-            f"Received: {model!r}. Build a model of layers first, if its layers are "
-            "made in `build`."
-        )
-    return found
 
 
 def _warn_if_compiled(model, name):

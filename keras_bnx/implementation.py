@@ -98,7 +98,9 @@ def explain_implementation(layer, inputs):
     if layer.virtual_batch_size is not None and axis is not None:
         x = keras.ops.expand_dims(x, axis)
         axes = virtual.with_virtual_axis(axes, axis)
-    call = {"axes": axes, "synchronized": layer.synchronized}
+    sums = layer.synchronized and layer.virtual_batch_size is None
+    sums = bool(sums and backends.active().replicas(layer.axis_name))
+    call = {"axes": axes, "synchronized": sums}
     try:
         chosen = backends.choose(x, **call)
     except ValueError as error:

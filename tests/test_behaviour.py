@@ -9,7 +9,12 @@ from frameworks import functional, gradients, statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization, Ramp, force_implementation
+from keras_bnx import (
+    BatchNormalization,
+    Ramp,
+    explain_implementation,
+    force_implementation,
+)
 from keras_bnx.reference import Arguments, State, batch_normalization
 
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
@@ -32,6 +37,7 @@ def test_arguments_are_keras_arguments_in_order_and_then_keywords():
         "virtual_batch_size": None,
         "unbiased_moving_variance": False,
         "debias_moving_statistics": False,
+        "axis_name": None,
     }
 
     assert [p for n, p in ours.items() if n not in keywords] == list(theirs.values())
@@ -466,12 +472,36 @@ def test_renorm_builds_inside_a_model_that_infers_its_shapes():
     assert np.isfinite(statistics(model.bn)["renorm_mean"]).all()
 
 
-def test_synchronized_needs_a_backend_that_can():
-    if keras.config.backend() == "tensorflow":
-        assert BatchNormalization(synchronized=True).synchronized
-    else:
-        with pytest.raises(ValueError, match="synchronized=True"):
-            BatchNormalization(synchronized=True)
+@pytest.mark.parametrize("synchronized", [True, 2])
+@pytest.mark.parametrize("axis_name", [None, "replicas"])
+def test_one_replica_is_the_plain_layer(synchronized, axis_name, recwarn):
+    x = random(8, 3, mean=5.0)
+    plain, layer = built(), built(synchronized=synchronized, axis_name=axis_name)
+    explained = explain_implementation(layer, x)
+    recwarn.clear()
+    y = to_numpy(layer(x, training=True))
+
+    np.testing.assert_array_equal(y, to_numpy(plain(x, training=True)))
+    for name, value in statistics(plain).items():
+        np.testing.assert_array_equal(statistics(layer)[name], value)
+    assert explained == explain_implementation(plain, x)
+    assert not [w for w in recwarn if "synchronized" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"synchronized": 1},
+        {"synchronized": -2},
+        {"synchronized": "yes"},
+        {"axis_name": 3},
+        {"axis_name": ""},
+    ],
+)
+def test_what_names_no_replicas_is_refused(arguments):
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        BatchNormalization(**arguments)
 
 
 @pytest.mark.parametrize("name", ["generic", "native"])

@@ -33,6 +33,7 @@ def test_public_names_are_these():
         "BatchNormalization",
         "Ramp",
         "__version__",
+        "convert",
         "explain_implementation",
         "force_implementation",
         "freeze",

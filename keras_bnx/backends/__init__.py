@@ -21,7 +21,7 @@ CONTRACT = (
     "generic",  # `Arithmetic` in keras.ops
     "native",  # `Arithmetic` by the framework's kernels
     "obstacles",  # why native can't serve a call, a list of sentences
-    "all_reduce_sum",  # sums over the replicas, None where there is no such sum
+    "replicas",  # `Replicas` that run this call beside each other, or None
     "is_known_finite",  # whether native's vector is known to be finite without waiting
     "is_traced",  # whether a tensor has no value yet
     "is_recomputing",  # whether this forward pass repeats an earlier one
@@ -52,6 +52,22 @@ class Moments(NamedTuple):
     variance: Any
 
 
+class Replicas(NamedTuple):
+    """Those that train one model beside each other, by the framework's own engine.
+
+    Attributes:
+        count: how many there are, a Python integer.
+        index: which one this is, from 0; an integer or a tensor.
+        all_reduce_sum: differentiable function that sums a tensor over all of them.
+        joins: whether layers that aren't synchronized join their moving statistics.
+    """
+
+    count: int
+    index: Any
+    all_reduce_sum: Callable
+    joins: bool
+
+
 class Arithmetic(NamedTuple):
     """The two steps over the data, by one implementation.
 
@@ -66,9 +82,11 @@ class Arithmetic(NamedTuple):
         moments: `(x, weights, *, axes) -> Moments`, with the tuple of the channel
             axes, ascending. Virtual batches are a channel axis in front.
         normalize: `(x, weights, *, axes, shift, mean, variance, epsilon, gamma,
-            beta, share) -> y`, of `x`'s shape and dtype. `share` is the weight of
-            one unit of `weights` in the statistics, 1/n, and 0 in channels that
-            are normalized by other numbers than the batch's; `None` where all are.
+            beta, share, sum_replicas) -> y`, of `x`'s shape and dtype. `share` is the
+            weight of one unit of `weights` in the statistics, 1/n, and 0 in channels
+            that are normalized by other numbers than the batch's; `None` where all
+            are. `sum_replicas` sums over the replicas whose elements count, too;
+            `None` where there is one.
     """
 
     name: str

@@ -21,8 +21,9 @@ from keras import ops
 
 from keras_bnx.backends import Arithmetic, Moments
 
-# There are no replicas to sum over.
-all_reduce_sum = None
+
+def replicas(axis_name):
+    return None
 
 
 def obstacles(x, *, axes, synchronized):
@@ -95,7 +96,11 @@ def moments(x, weights, *, axes, reduce_sum=ops.sum, pick_element=pick_element):
         count = total(ops.broadcast_to(weights, shape))
         size = total(ops.cast(ops.broadcast_to(counted, shape), x.dtype))
         shift = ops.where(counted, x, ops.cast(float("inf"), x.dtype))
-        shift = ops.amin(shift, axis=others, keepdims=True) if others else shift
+        if 0 in tuple(x.shape):
+            # A minimum of nothing is an error.
+            shift = ops.sum(shift, axis=others, keepdims=True)
+        elif others:
+            shift = ops.amin(shift, axis=others, keepdims=True)
         shift = ops.stop_gradient(ops.where(size > 0, shift, ops.zeros_like(shift)))
         shifted = ops.where(counted, x, shift) - shift
 
@@ -118,7 +123,18 @@ def moments(x, weights, *, axes, reduce_sum=ops.sum, pick_element=pick_element):
 
 
 def normalize(
-    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
+    x,
+    weights,
+    *,
+    axes,
+    shift,
+    mean,
+    variance,
+    epsilon,
+    gamma,
+    beta,
+    share=None,
+    sum_replicas=None,
 ):
     """Computes `((x - shift) - mean) * gamma / sqrt(variance + epsilon) + beta`.
 
@@ -132,7 +148,7 @@ def normalize(
         variance: tensor of the same shape.
         epsilon: float, added to the variance.
         gamma, beta: tensors of the same shape, or `None`.
-        share: not needed here; see `Arithmetic`.
+        share, sum_replicas: not needed here; see `Arithmetic`.
 
     Returns:
         Tensor of the shape and dtype of `x`.

@@ -24,10 +24,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from keras_bnx.backends import Arithmetic, Moments
+from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
 from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
-    all_reduce_sum,
     is_known_finite,
     is_recomputing,
     other_axes,
@@ -42,6 +41,8 @@ _LARGE = 100.0
 
 
 def obstacles(x, *, axes, synchronized):
+    if synchronized:
+        return ["The gradient of sums over a named axis is taken of plain arithmetic."]
     return []
 
 
@@ -94,7 +95,9 @@ def _moments(x, axes):
     return mean, rest, variance
 
 
-def normalize(x, weights, *, axes, mean, epsilon, share=None, **vectors):
+def normalize(
+    x, weights, *, axes, mean, epsilon, share=None, sum_replicas=None, **vectors
+):
     if share is None:
         numbers = (("epsilon", epsilon),)
         if isinstance(mean, float):
@@ -211,6 +214,25 @@ def _widened(x):
 def _per_element(x, axes):
     others = other_axes(x, axes)
     return lambda vector: jnp.expand_dims(vector, others)
+
+
+def replicas(axis_name):
+    """Those along a named axis of `shard_map`, `pmap` or `vmap`, inside of it.
+
+    Arrays that are sharded under `jit` need none: there a sum is that of all devices.
+    """
+    if axis_name is None:
+        return None
+    try:
+        count = jax.lax.axis_size(axis_name)
+    except NameError:
+        return None
+    return Replicas(
+        count,
+        jax.lax.axis_index(axis_name),
+        functools.partial(jax.lax.psum, axis_name=axis_name),
+        True,
+    )
 
 
 def is_traced(value):

@@ -19,7 +19,7 @@ import sys
 
 import tensorflow as tf
 
-from keras_bnx.backends import Arithmetic, Moments
+from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
 from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
     is_known_finite,
@@ -124,7 +124,18 @@ def moments(x, weights, *, axes):
 
 
 def normalize(
-    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
+    x,
+    weights,
+    *,
+    axes,
+    shift,
+    mean,
+    variance,
+    epsilon,
+    gamma,
+    beta,
+    share=None,
+    sum_replicas=None,
 ):
     statistics = shift, mean, variance, epsilon
     # Inference has a fused op, channels last, and converters know it; XLA they don't.
@@ -484,15 +495,17 @@ def _flat(x, axes):
     return x.flat_values, tuple(axis - x.ragged_rank for axis in axes)
 
 
-def all_reduce_sum(values):
-    """Sums each tensor of a list over the replicas of the current strategy.
-
-    Differentiable. Outside of a replica context there is one replica.
-    """
+def replicas(axis_name):
+    """Those of the current `tf.distribute` strategy, inside of `Strategy.run`."""
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
-        return values
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+        return None
+    return Replicas(
+        context.num_replicas_in_sync,
+        context.replica_id_in_sync_group,
+        functools.partial(context.all_reduce, tf.distribute.ReduceOp.SUM),
+        True,
+    )
 
 
 def is_traced(value):

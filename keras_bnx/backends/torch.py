@@ -26,12 +26,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch import distributed
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
 
-from keras_bnx.backends import Arithmetic, Moments
+from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
 from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
-    all_reduce_sum,
     generic,
     other_axes,
 )
@@ -74,7 +75,7 @@ def obstacles(x, *, axes, synchronized):
 
 def moments(x, weights, *, axes):
     with torch.no_grad():
-        if weights is not None:
+        if weights is not None or x.numel() == 0:
             return in_keras_ops.moments(x, weights, axes=axes)
         if len(axes) == 1:
             return _moments(x, *axes)
@@ -118,7 +119,18 @@ def _moments(x, axis):
 
 
 def normalize(
-    x, weights, *, axes, shift, mean, variance, epsilon, gamma, beta, share=None
+    x,
+    weights,
+    *,
+    axes,
+    shift,
+    mean,
+    variance,
+    epsilon,
+    gamma,
+    beta,
+    share=None,
+    sum_replicas=None,
 ):
     if x.device.type != "cpu":
         # A GPU's kernel subtracts first; for virtual batches there is none.
@@ -136,7 +148,8 @@ def normalize(
     statistics = shift, mean, variance, epsilon
     if share is None and weights is None and not large and len(axes) == 1:
         return _forward(x, None, *axes, *statistics, gamma, beta, False)
-    return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, share, large)
+    how = share, sum_replicas, large
+    return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, *how)
 
 
 native = Arithmetic(
@@ -149,10 +162,22 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x, weights, axes, shift, mean, variance, epsilon, gamma, beta, share, large
+        ctx,
+        x,
+        weights,
+        axes,
+        shift,
+        mean,
+        variance,
+        epsilon,
+        gamma,
+        beta,
+        share,
+        sum_replicas,
+        large,
     ):
         ctx.save_for_backward(x, weights, shift, mean, variance, gamma)
-        ctx.constants = axes, epsilon, share, large
+        ctx.constants = axes, epsilon, share, sum_replicas, large
         vectors = shift, mean, variance, epsilon, gamma, beta
         if len(axes) == 1:
             return _forward(x, weights, *axes, *vectors, large)
@@ -161,13 +186,13 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weights, shift, mean, variance, gamma = ctx.saved_tensors
-        axes, epsilon, share, large = ctx.constants
+        axes, epsilon, share, sum_replicas, large = ctx.constants
         wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
         uniform = weights is None and not isinstance(share, torch.Tensor)
-        if not uniform or torch.is_grad_enabled():
-            dx, dgamma, dbeta = _gradients(
-                dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share
-            )
+        if not uniform or sum_replicas or torch.is_grad_enabled():
+            statistics = shift, mean, variance, epsilon
+            how = gamma, share, sum_replicas
+            dx, dgamma, dbeta = _gradients(dy, x, weights, axes, *statistics, *how)
         else:
             backward = _backward if len(axes) == 1 else _backward_virtual
             vectors = shift, mean, variance, epsilon, gamma, share
@@ -175,7 +200,7 @@ class _Normalize(torch.autograd.Function):
         dx, dgamma, dbeta = (
             d if w else None for d, w in zip((dx, dgamma, dbeta), wanted, strict=True)
         )
-        return dx, None, None, None, None, None, None, dgamma, dbeta, None, None
+        return dx, *[None] * 6, dgamma, dbeta, *[None] * 3
 
 
 def _forward(x, weights, axis, shift, mean, variance, epsilon, gamma, beta, large):
@@ -270,7 +295,9 @@ def _backward_virtual(
     return dx, dgamma, dbeta
 
 
-def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share):
+def _gradients(
+    dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share, sum_replicas
+):
     """The gradients by their formula, in operations that PyTorch differentiates.
 
     `dx = gamma * inv * (dy - w * share * (sum(dy) + x_hat * sum(dy * x_hat)))`
@@ -280,6 +307,9 @@ def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, shar
 
     def total(values):
         return values.sum(others) if others else values
+
+    def of_all(*totals):
+        return totals if sum_replicas is None else sum_replicas(torch.stack(totals))
 
     def per_element(vector):
         return _per_element(vector, x, axes)
@@ -292,9 +322,10 @@ def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, shar
             weight = weight * weights.clamp(min=0).nan_to_num()
         if torch.is_grad_enabled():
             # The statistics as functions of x: their values stay, and get gradients.
-            first = total(weight * centered)
+            (first,) = of_all(total(weight * centered))
             mean = mean + (first - first.detach())
-            second = total(weight * (centered - per_element(mean)).square())
+            squares = (centered - per_element(mean)).square()
+            (second,) = of_all(total(weight * squares))
             variance = variance + (second - second.detach())
     inverse = (variance + epsilon).rsqrt()
     x_hat = (centered - per_element(mean)) * per_element(inverse)
@@ -307,7 +338,8 @@ def _gradients(dy, x, weights, axes, shift, mean, variance, epsilon, gamma, shar
         dx = torch.where(harmless, dy, 0.0)
         first = total(dx)
     if share is not None:
-        dx = dx - weight * (per_element(first) + x_hat * per_element(dgamma))
+        first, second = of_all(first, dgamma)
+        dx = dx - weight * (per_element(first) + x_hat * per_element(second))
     dx = dx * per_element(inverse if gamma is None else gamma * inverse)
     return dx.to(x.dtype), dgamma, dbeta
 
@@ -508,6 +540,40 @@ def _widened(values):
 def is_known_finite(vector):
     # A sum is finite only where every number is. A GPU would have to be waited for.
     return vector.device.type == "cpu" and math.isfinite(vector.sum())
+
+
+def replicas(axis_name):
+    """The processes of `torch.distributed`.
+
+    Those that aren't synchronized join their statistics inside of
+    `DistributedDataParallel` only: outside, nothing says that they train one model.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    count = distributed.get_world_size()
+    if count == 1:
+        return None
+    return Replicas(
+        count,
+        distributed.get_rank(),
+        _AllReduceSum.apply,
+        # PyTorch has no public name for it.
+        DistributedDataParallel._get_active_ddp_module() is not None,
+    )
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """PyTorch's own differentiable sum refuses to be compiled."""
+
+    @staticmethod
+    def forward(ctx, value):
+        total = value.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return _AllReduceSum.apply(upstream)
 
 
 def is_traced(value):

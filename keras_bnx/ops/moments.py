@@ -23,71 +23,55 @@ def moments(inputs, weights=None, *, axes, arithmetic):
     return arithmetic.moments(inputs, weights, axes=axes)
 
 
-def merge(local, all_reduce_sum):
-    """Merges the moments of all replicas, exactly, by two sums of vectors.
+def join(parts, axis, *, leave_out=True):
+    """Merges the moments of virtual batches, or replicas, exactly.
 
-    The first sum gives a shift that the replicas share, the mean but for its
-    rounding; in the second, means and variances are taken about it, so
-    nothing cancels (Chan, Golub and LeVeque 1983, equation 2.1). A replica
-    without a single element adds zeros.
+    A first sum gives a shift that all share, the mean but for its rounding; in the
+    second, means and variances are taken about it, so nothing cancels (Chan, Golub
+    and LeVeque 1983, equation 2.1). What has no element adds zeros.
 
     Args:
-        local: `Moments`.
-        all_reduce_sum: function that sums each tensor of a list over the replicas.
+        parts: list of `Moments` whose tensors have the batches along `axis`.
+        axis: integer, not negative.
+        leave_out: whether to leave out what isn't finite, channel by channel.
+            Otherwise the result isn't finite either.
+
+    Returns:
+        `Moments` without `axis`.
     """
-    count, size, total = all_reduce_sum(
-        [local.count, local.size, local.count * (local.shift + local.mean)]
-    )
+    joined = parts[0]
+    if leave_out or len(parts) > 1:
+        columns = zip(*(_complete(part, leave_out) for part in parts), strict=True)
+        joined = Moments(*(ops.concatenate(column, axis) for column in columns))
+    batches = joined.variance.shape[axis]
+
+    def total(value):
+        if isinstance(value, (int, float)):
+            return value * batches
+        return ops.sum(value, axis)
+
+    def beside(value):
+        return ops.expand_dims(value, axis)
+
+    count, size = total(joined.count), total(joined.size)
     n = count
     if ops.is_tensor(count):
         n = ops.where(count > 0, count, ops.ones_like(count))
-    shift = ops.stop_gradient(total / n)
-    mean = (local.shift - shift) + local.mean
-    first, second = all_reduce_sum(
-        [local.count * mean, local.count * (local.variance + ops.square(mean))]
-    )
-    mean = first / n
+    shift = total(joined.count * (joined.shift + joined.mean)) / n
+    shift = ops.stop_gradient(shift)
+    mean = (joined.shift - beside(shift)) + joined.mean
+    second = total(joined.count * (joined.variance + ops.square(mean))) / n
+    mean = total(joined.count * mean) / n
     # `mean` is a rounding error here, and its square no threat to the digits.
-    variance = ops.maximum(second / n - ops.square(mean), ops.zeros_like(second))
+    variance = ops.maximum(second - ops.square(mean), ops.zeros_like(second))
     return Moments(count, size, shift, mean, variance)
 
 
-def join(parts, axis, *, known=False):
-    """Merges the moments of virtual batches into those of the batch, exactly.
-
-    Args:
-        parts: list of `Moments` whose tensors have virtual batches along `axis`.
-            Batches of which nothing is known (nothing counts, or not finite) are
-            left out.
-        axis: integer, not negative.
-        known: whether there are none of those.
-    """
-    joined = parts[0]
-    if not known or len(parts) > 1:
-        columns = zip(*(_complete(part, known) for part in parts), strict=True)
-        joined = Moments(*(ops.concatenate(column, axis) for column in columns))
-
-    def total(values):
-        return [
-            value * joined.variance.shape[axis]
-            if isinstance(value, (int, float))
-            else ops.sum(value, axis, keepdims=True)
-            for value in values
-        ]
-
-    return Moments(
-        *(
-            ops.squeeze(value, axis) if ops.is_tensor(value) else value
-            for value in merge(joined, total)
-        )
-    )
-
-
-def _complete(part, known):
-    """All five as tensors, and zeros where there is nothing to know."""
+def _complete(part, leave_out):
+    """All five as tensors, and zeros for what is left out."""
     zeros = ops.zeros_like(part.variance)
     full = [v + zeros if isinstance(v, (int, float)) else v for v in part]
-    if known:
+    if not leave_out:
         return full
     known = ops.logical_and(part.size > 0, ops.isfinite(part.variance))
     return [ops.where(known, v, zeros) for v in full]

@@ -14,6 +14,7 @@ def normalize(
     gamma,
     beta,
     share=None,
+    sum_replicas=None,
 ):
     """Computes `(x - shift - mean) * gamma / sqrt(variance + epsilon) + beta`.
 
@@ -35,6 +36,8 @@ def normalize(
         share: `None` where the statistics don't depend on the inputs. Otherwise
             a tensor of that shape, `1 / n` where they are the batch's,
             0 where not: the gradient runs through them.
+        sum_replicas: `None`, or what sums a tensor over the replicas whose elements
+            the statistics count: the gradient runs through all of them.
 
     Returns:
         Tensor of the shape and dtype of `inputs`.
@@ -50,4 +53,5 @@ def normalize(
         gamma=gamma,
         beta=beta,
         share=share,
+        sum_replicas=sum_replicas,
     )

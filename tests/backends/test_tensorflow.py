@@ -117,58 +117,6 @@ def test_saved_model_keeps_the_numbers(tmp_path):
     np.testing.assert_allclose(served, model.predict(X, verbose=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("mean", [0.0, 1e4])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("renorm", [False, True])
-def test_synchronized_replicas_are_one_batch(two_replicas, mean, masked, renorm):
-    """Unequal counts by the mask; outputs, statistics and gradients."""
-    rng = np.random.default_rng(0)
-    halves = [
-        rng.normal(mean + 3 * i, 1.0 + i, (6, 3)).astype("float32") for i in (0, 1)
-    ]
-    masks = [np.arange(6) < 6, np.arange(6) < (2 if masked else 6)]
-    dys = rng.normal(size=(2, 6, 3)).astype("float32")
-    with two_replicas.scope():
-        layer = built(synchronized=True, momentum=0.5, renorm=renorm)
-
-    def per_replica(values):
-        return two_replicas.experimental_distribute_values_from_function(
-            lambda c: tf.constant(values[c.replica_id_in_sync_group])
-        )
-
-    @tf.function
-    def run(x, mask, dy):
-        def step(x, mask, dy):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = layer(x, training=True, mask=mask)
-                loss = tf.reduce_sum(y * dy)
-            return y, tape.gradient(loss, x)
-
-        return two_replicas.run(step, (x, mask, dy))
-
-    y, dx = (
-        np.concatenate([v.numpy() for v in two_replicas.experimental_local_results(r)])
-        for r in run(*map(per_replica, (halves, masks, dys)))
-    )
-    x = np.concatenate(halves)
-    weights = np.concatenate(masks)[:, None].astype(float)
-    step = reference.batch_normalization(
-        x,
-        reference.State(np.zeros(3), np.ones(3)),
-        reference.Arguments(momentum=0.5, renorm=renorm),
-        weights=weights,
-    )
-    expected, *_ = reference.gradients(step, dys.reshape(12, 3), x)
-
-    scale = 10.0 + (mean if renorm else 0)
-    assert_near(y, step.y, scale=scale)
-    assert_near(dx, expected, scale=scale * step.r)
-    assert_near(statistics(layer)["moving_mean"], step.state.moving_mean, scale=1.0)
-    name = "moving_variance"
-    assert_near(statistics(layer)[name], getattr(step.state, name), scale=1.0)
-
-
 def test_a_replica_without_rows_poisons_nobody(two_replicas):
     with two_replicas.scope():
         model = keras.Sequential(

@@ -163,8 +163,9 @@ def test_moving_statistics_may_move_before_the_backward_pass(shape, masked):
 
 
 @pytest.mark.parametrize("permuted", [False, True])
-@pytest.mark.parametrize("ratio", [1.0, 1e4])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "ratio"), [("float32", 1.0), ("float32", 1e6), ("bfloat16", 1.0)]
+)
 @pytest.mark.parametrize(
     ("shape", "axis"),
     [

@@ -5,13 +5,10 @@ from keras import ops
 from tolerance import assert_near
 
 from keras_bnx import backends, reference
-from keras_bnx.backends import Moments
 from keras_bnx.ops import moments as module
-from keras_bnx.ops.moments import merge
 
 ARITHMETICS = ("generic", "native")
-# A kernel's sum may be one chain of additions, as on TensorFlow, and on PyTorch with one
-# thread.
+# A kernel's sum may be one chain of additions: TensorFlow's, PyTorch's with one thread.
 UNITS = {"generic": 4.0, "native": 16.0}
 
 
@@ -70,33 +67,3 @@ def test_no_element_and_one_element(rows, arithmetic):
     assert list(count) == list(size) == [rows, rows]
     np.testing.assert_array_equal(mean, [3.0 * rows] * 2)
     np.testing.assert_array_equal(variance, [0.0, 0.0])
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e5])
-def test_replicas_merge_to_the_joined_batch(mean):
-    """Unequal counts, an empty replica, real weights; the sum is NumPy's."""
-    rng = np.random.default_rng(0)
-    parts = [
-        rng.normal(mean + i, 1.0, (n, 2)).astype("float32")
-        for i, n in enumerate((5, 0, 17))
-    ]
-    weights = [rng.uniform(size=(len(p), 1)).astype("float32") for p in parts]
-    local = [
-        Moments(*map(ops.stop_gradient, moments(ops.array(p), ops.array(w))))
-        if len(p)
-        else Moments(*[ops.zeros(2)] * 5)
-        for p, w in zip(parts, weights, strict=True)
-    ]
-    joined = Moments(*map(ops.stack, zip(*local, strict=True)))
-
-    def all_reduce_sum(values):
-        return [ops.sum(v, axis=0, keepdims=True) for v in values]
-
-    merged = Moments(*(m[0] for m in merge(joined, all_reduce_sum)))
-    expected = reference.moments(np.concatenate(parts), np.concatenate(weights))
-
-    count, size, m, variance = found(merged)
-    assert_near(count, expected[0], scale=0.0)
-    np.testing.assert_array_equal(size, expected[1])
-    np.testing.assert_allclose(m, expected[2], rtol=0, atol=2e-6 + 1e-8 * mean)
-    assert_near(variance, expected[3], scale=1.0)

@@ -46,9 +46,9 @@ def test_the_batch_is_the_first_axis_that_is_no_channels(ndim, axes, batch, more
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1e5])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("leave_out", [False, True])
 @pytest.mark.parametrize("rows", [(6, 6), (6, 3)])
-def test_joined_moments_are_those_of_the_batch(rows, known, ratio):
+def test_joined_moments_are_those_of_the_batch(rows, leave_out, ratio):
     x = np.random.default_rng(0).normal(ratio, 1.0, (sum(rows), 2)).astype("float32")
     parts, start = [], 0
     for n in rows:
@@ -62,7 +62,7 @@ def test_joined_moments_are_those_of_the_batch(rows, known, ratio):
         # As one part of two virtual batches; a count is that of each.
         vectors = (ops.concatenate(v, 0) for v in list(zip(*parts, strict=True))[2:])
         parts = [Moments(rows[0], rows[0], *vectors)]
-    batch = join(parts, 0, known=known)
+    batch = join(parts, 0, leave_out=leave_out)
 
     x = x.astype("float64")
     np.testing.assert_array_equal(to_numpy(ops.convert_to_tensor(batch.count)), len(x))
@@ -99,3 +99,12 @@ def test_one_inf_takes_its_virtual_batch_and_channel_only():
     np.testing.assert_allclose(
         to_numpy(layer.moving_variance), [x[:, 0].var(), x[kept, 1].var()], rtol=1e-5
     )
+
+
+def test_what_is_not_finite_is_left_out_or_makes_the_rest_so():
+    vectors = [
+        ops.array([[v], [w]]) for v, w in ((0.5, 1.0), (0.0, 0.0), (3.0, np.nan))
+    ]
+    part = Moments(4, 4, *vectors)
+    assert to_numpy(join([part], 0).shift) == [0.5]
+    assert np.isnan(to_numpy(join([part], 0, leave_out=False).variance))

@@ -1,0 +1,356 @@
+"""One layer on several replicas, by each framework's own engine.
+
+`run` gives what every replica gets; `expected` what it should, of the float64 oracle on
+the joined batch.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+CHANNELS = 3
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    rows: tuple = (6, 6)  # of each replica
+    mean: float = 0.0
+    masked: bool = False
+    synchronized: object = True
+    arguments: dict = field(default_factory=dict)
+    compiled: bool = False  # PyTorch
+
+    def data(self):
+        """Inputs, masks and upstream gradients, lists of one array per replica.
+
+        JAX's replicas are of one shape: what has fewer rows is padded, with NaN.
+        """
+        rng = np.random.default_rng(len(self.name))
+        x = [
+            rng.normal(self.mean + 3 * i, 1.0 + i, (n, 5, CHANNELS)).astype("float32")
+            for i, n in enumerate(self.rows)
+        ]
+        dy = [rng.normal(size=v.shape).astype("float32") for v in x]
+        masks = [rng.uniform(size=v.shape[:2]) > 0.3 * self.masked for v in x]
+        return x, masks, dy
+
+    @property
+    def has_masks(self):
+        return self.masked or (_backend() == "jax" and len(set(self.rows)) > 1)
+
+
+SCENARIOS = [
+    Scenario("two"),
+    Scenario("large mean", mean=1e5),
+    Scenario("masks", masked=True, mean=1e3),
+    Scenario("unequal", rows=(7, 2, 4)),
+    Scenario("a replica without rows", rows=(0, 5, 4), mean=1e3),
+    Scenario("nobody has rows", rows=(0, 0)),
+    Scenario("one row each", rows=(1, 1)),
+    Scenario("renorm", rows=(4, 6, 2), arguments={"renorm": True}, masked=True),
+    Scenario("unbiased", arguments={"unbiased_moving_variance": True}),
+    Scenario("debiased", arguments={"debias_moving_statistics": True}),
+    Scenario("no affine", arguments={"center": False, "scale": False}, masked=True),
+    Scenario("virtual", rows=(4, 6), arguments={"virtual_batch_size": 2}),
+    Scenario("groups", rows=(3, 4, 5, 6), synchronized=2, mean=1e3),
+    Scenario("groups, masks", rows=(3, 0, 5, 6), synchronized=2, masked=True),
+    Scenario("local", rows=(3, 5, 7), synchronized=False, mean=10.0),
+    Scenario("local, no rows", rows=(0, 5), synchronized=False, masked=True),
+    Scenario(
+        "local, virtual",
+        rows=(5, 6),
+        synchronized=False,
+        arguments={"virtual_batch_size": 3},
+    ),
+    *(
+        [
+            Scenario("compiled", masked=True, compiled=True),
+            Scenario("compiled, unequal", rows=(5, 2, 3), compiled=True, mean=1e3),
+        ]
+        if os.environ.get("KERAS_BACKEND") == "torch"
+        else []
+    ),
+]
+
+
+def build(scenario, *, one=False):
+    """The layer of a scenario, the same everywhere; `one` for a single replica."""
+    from keras_bnx import BatchNormalization
+
+    layer = BatchNormalization(
+        momentum=0.75,
+        synchronized=False if one else scenario.synchronized,
+        axis_name=None if one or _backend() != "jax" else "replicas",
+        **scenario.arguments,
+    )
+    layer.build((None, None, CHANNELS))
+    rng = np.random.default_rng(3)
+    for weight in layer.trainable_variables:
+        weight.assign(rng.uniform(0.5, 1.5, CHANNELS).astype("float32"))
+    layer.moving_mean.assign(rng.normal(size=CHANNELS).astype("float32"))
+    return layer
+
+
+def expected(scenario):
+    """A list of dictionaries, one for each replica: `y`, `dx`, `dgamma` ..."""
+    from test_batch_normalization import oracle
+
+    from keras_bnx import reference
+
+    x, masks, dy = scenario.data()
+    state, arguments = oracle(build(scenario, one=True))
+    count = len(x)
+    size = {True: count, False: 1}.get(scenario.synchronized, scenario.synchronized)
+
+    def step(members):
+        joined = [np.concatenate([v[i] for i in members]) for v in (x, masks, dy)]
+        found = reference.batch_normalization(
+            joined[0], state, arguments, weights=joined[1][..., None]
+        )
+        return found, reference.gradients(found, joined[2], joined[0])[0]
+
+    after = step(range(count))[0].state
+    statistics = vars(after) | {f"debiased_{k}": v for k, v in after.debiased.items()}
+    results = []
+    for first in range(0, count, size):
+        members = range(first, first + size)
+        found, dx = step(members)
+        cuts = np.cumsum([scenario.rows[i] for i in members])[:-1]
+        ys, dxs = np.split(found.y, cuts), np.split(dx, cuts)
+        for y, d, i in zip(ys, dxs, members, strict=True):
+            dbeta = dy[i].sum((0, 1))
+            results.append({"y": y, "dx": d, "dbeta": dbeta, "statistics": statistics})
+    return results
+
+
+def run(count):
+    """Runs every scenario of so many replicas, on the CPU.
+
+    PyTorch's replicas are processes. JAX's and TensorFlow's are devices of one, which
+    has to be told before; TensorFlow's collectives can't be of several numbers of them.
+
+    Returns:
+        Of each scenario's name a list of dictionaries, one for each replica.
+    """
+    processes = count if _backend() == "torch" else 1
+    variables = {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            subprocess.Popen(
+                [sys.executable, __file__, folder, str(rank), str(count)],
+                env=os.environ | variables,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+        outputs = [process.communicate(timeout=600)[0] for process in started]
+        if any(process.returncode for process in started):
+            raise RuntimeError("\n".join(outputs))
+        found = [
+            pickle.loads((Path(folder) / f"{rank}.pickle").read_bytes())
+            for rank in range(processes)
+        ]
+    if processes == 1:
+        return found[0]
+    return {name: [rank[name] for rank in found] for name in found[0]}
+
+
+def _backend():
+    import keras
+
+    return keras.config.backend()
+
+
+def _run_jax(scenario):
+    import jax
+    from jax.sharding import PartitionSpec as P
+
+    count, most = len(scenario.rows), max(*scenario.rows, 1)
+    layer = build(scenario)
+    x, masks, dy = scenario.data()
+
+    def padded(values, with_):
+        return np.stack(
+            [
+                np.pad(
+                    v,
+                    [(0, most - len(v))] + [(0, 0)] * (v.ndim - 1),
+                    "constant",
+                    constant_values=with_,
+                )
+                for v in values
+            ]
+        )
+
+    arrays = padded(x, np.nan), padded(masks, False), padded(dy, 0.0)
+    trainable = [v.value for v in layer.trainable_variables]
+    state = [v.value for v in layer.non_trainable_variables]
+
+    def step(x, mask, dy, trainable):
+        def loss(x, trainable):
+            y, after = layer.stateless_call(
+                trainable,
+                state,
+                x[0],
+                training=True,
+                mask=mask[0] if scenario.has_masks else None,
+            )
+            return (y * dy[0]).sum(), (y, after)
+
+        # A replica's own gradients of gamma and beta, as engines expect them.
+        trainable = jax.tree.map(
+            lambda v: jax.lax.pcast(v, "replicas", to="varying"), trainable
+        )
+        (dx, dweights), (y, after) = jax.grad(loss, (0, 1), has_aux=True)(x, trainable)
+        return y[None], dx, [d[None] for d in dweights], after
+
+    mesh = jax.make_mesh(
+        (count,),
+        ("replicas",),
+        devices=jax.devices()[:count],
+        axis_types=(jax.sharding.AxisType.Auto,),
+    )
+    each, same = P("replicas"), P()
+    # The moving statistics come out as one array: JAX proves that all have the same.
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(each, each, each, same),
+        out_specs=(each, each, each, same),
+    )
+    y, dx, dweights, after = jax.jit(mapped)(*arrays, trainable)
+    names = [v.name for v in layer.trainable_variables]
+    statistics = {
+        v.path.split("/", 1)[1]: np.asarray(value)
+        for v, value in zip(layer.non_trainable_variables, after, strict=True)
+    }
+    return [
+        {
+            "y": np.asarray(y[i])[:n],
+            "dx": np.asarray(dx[i])[:n],
+            "statistics": statistics,
+            **{f"d{k}": np.asarray(d[i]) for k, d in zip(names, dweights, strict=True)},
+        }
+        for i, n in enumerate(scenario.rows)
+    ]
+
+
+def _run_tensorflow(scenario):
+    import tensorflow as tf
+
+    count = len(scenario.rows)
+    devices = tf.config.list_logical_devices("CPU")[:count]
+    strategy = tf.distribute.MirroredStrategy([d.name for d in devices])
+    with strategy.scope():
+        layer = build(scenario)
+
+    def per_replica(values):
+        return strategy.experimental_distribute_values_from_function(
+            lambda c: tf.constant(values[c.replica_id_in_sync_group])
+        )
+
+    @tf.function
+    def step(x, mask, dy):
+        def replica(x, mask, dy):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                mask = mask if scenario.has_masks else None
+                y = layer(x, training=True, mask=mask)
+                loss = tf.reduce_sum(y * dy)
+            sources = [x, *(v.value for v in layer.trainable_variables)]
+            return y, *tape.gradient(loss, sources)
+
+        return strategy.run(replica, (x, mask, dy))
+
+    results = [
+        strategy.experimental_local_results(r)
+        for r in step(*map(per_replica, scenario.data()))
+    ]
+    names = ("y", "dx", *(f"d{v.name}" for v in layer.trainable_variables))
+    statistics = {
+        v.path.split("/", 1)[1]: [
+            r.numpy() for r in strategy.experimental_local_results(v.value)
+        ]
+        for v in layer.non_trainable_variables
+    }
+    return [
+        {
+            **{k: r[i].numpy() for k, r in zip(names, results, strict=True)},
+            "statistics": {k: v[i] for k, v in statistics.items()},
+        }
+        for i in range(count)
+    ]
+
+
+def _torch_rank(scenario, rank):
+    import torch
+
+    layer = build(scenario)
+    x, mask, dy = (torch.tensor(v[rank]) for v in scenario.data())
+    x = x.requires_grad_()
+    if scenario.synchronized or not layer.trainable_variables:
+        call = layer
+    else:
+        # Its statistics are joined in there; gradients are averaged.
+        call = torch.nn.parallel.DistributedDataParallel(layer)
+    if scenario.compiled:
+        layer(x.detach(), training=False)
+        call = torch.compile(call, fullgraph=True)
+    y = call(x, training=True, mask=mask if scenario.has_masks else None)
+    (y * dy).sum().backward()
+    return {
+        "y": y.detach().numpy(),
+        "dx": x.grad.numpy(),
+        "statistics": {
+            v.path.split("/", 1)[1]: v.value.detach().numpy().copy()
+            for v in layer.non_trainable_variables
+        },
+        **(
+            {f"d{v.name}": v.value.grad.numpy() for v in layer.trainable_variables}
+            if scenario.synchronized
+            else {}
+        ),
+    }
+
+
+def _main(folder, rank, count):
+    scenarios = [s for s in SCENARIOS if len(s.rows) == count]
+    if _backend() == "jax":
+        results = {s.name: _run_jax(s) for s in scenarios}
+    elif _backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0],
+            [tf.config.LogicalDeviceConfiguration()] * count,
+        )
+        results = {s.name: _run_tensorflow(s) for s in scenarios}
+    else:
+        from torch import distributed
+
+        store = f"file://{folder}/store"
+        distributed.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=count
+        )
+        results = {s.name: _torch_rank(s, rank) for s in scenarios}
+        distributed.destroy_process_group()
+    (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(results))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,35 @@
+"""Replicas by each framework's own engine, against the oracle on the joined batch."""
+
+import numpy as np
+import pytest
+from replicas import SCENARIOS, expected, run
+from tolerance import assert_near
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_replicas_are_one_batch(count):
+    results = run(count)
+
+    assert list(results) == [s.name for s in SCENARIOS if len(s.rows) == count]
+    for scenario in SCENARIOS:
+        for found, one in zip(
+            results.get(scenario.name, []), expected(scenario), strict=False
+        ):
+            try:
+                assert_replica_near(found, one, scenario)
+            except AssertionError as error:
+                raise AssertionError(f"{scenario.name}: {error}") from error
+
+
+def assert_replica_near(found, one, scenario):
+    renorm = "renorm" in scenario.arguments
+    scale = 30.0 + (scenario.mean if renorm else 0.0)
+    assert_near(found["y"], one["y"], scale=scale)
+    assert_near(found["dx"], one["dx"], scale=scale)
+    if "dbeta" in found:
+        # A replica's own; the engine averages or sums them.
+        np.testing.assert_allclose(found["dbeta"], one["dbeta"], rtol=0, atol=2e-5)
+    names = {name.rpartition("/")[2] for name in found["statistics"]}
+    assert {"moving_mean", "moving_variance"} <= names
+    for name, value in found["statistics"].items():
+        assert_near(value, one["statistics"][name.rpartition("/")[2]], scale=2.0)
