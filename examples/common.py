@@ -183,11 +183,11 @@ def compare(old, new, *, num_images):
     )
 
 
-def percent(values):
+def percent(values, *, digits=1):
     """Returns `"97.3 ± 0.4"`: mean and spread of shares, in percent."""
     mean, spread = mean_and_spread(values)
-    text = f"{100 * mean:.1f}"
-    return text if math.isnan(spread) else f"{text} ± {100 * spread:.1f}"
+    text = f"{100 * mean:.{digits}f}"
+    return text if math.isnan(spread) else f"{text} ± {100 * spread:.{digits}f}"
 
 
 def format_table(header, rows):
@@ -216,8 +216,8 @@ def format_table(header, rows):
     return "\n".join(line(cells) for cells in (pad(header), rule, *map(pad, rows)))
 
 
-def write_report(args, name, title, parts, figures):
-    """Prints the results and writes them to `NAME.md` in the output folder.
+def write_report(args, name, title, parts, figures, *, suffix=""):
+    """Prints the results and writes them to `NAME[SUFFIX].md` in the output folder.
 
     Args:
         args: what `parse` returned.
@@ -225,6 +225,7 @@ def write_report(args, name, title, parts, figures):
         title: string.
         parts: list of strings in Markdown, paragraphs and tables.
         figures: dictionary, of each figure's file name its text alternative.
+        suffix: string, for examples whose runs are to stand beside each other.
     """
     text = "\n\n".join(parts)
     print(f"\n{text}")
@@ -238,7 +239,7 @@ def write_report(args, name, title, parts, figures):
         f"Python {platform.python_version()}, {_num_cores()} CPU cores."
     )
     pictures = [f"![{text}]({file})" for file, text in figures.items()]
-    path = args.output / f"{name}.md"
+    path = args.output / f"{name}{suffix}.md"
     path.write_text(
         "\n\n".join([f"# {title}", *parts, *pictures, made]) + "\n", encoding="utf-8"
     )

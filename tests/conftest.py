@@ -41,8 +41,8 @@ def pytest_configure(config):
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
-        # Two devices out of one, so that replicas can be tested anywhere.
-        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    # Two CPU devices out of one, so that replicas can be tested anywhere.
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     try:
         found = _devices(backend)
     except ImportError as error:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 
@@ -120,3 +121,25 @@ def test_traced_values_are_known():
 
     assert seen == [True]
     assert not backend.is_traced(jnp.array(True)) and not backend.is_traced(True)
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_data_parallel_statistics_are_global_by_nature(synchronized):
+    """`keras.distribution`: sums of sharded arrays are those of all devices."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    x[4:] += 100.0  # the second device's
+    devices = keras.distribution.list_devices("cpu")[:2]
+    assert len(devices) == 2
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+    try:
+        layer = BatchNormalization(synchronized=synchronized, momentum=0.0)
+        model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(x, x[:, :1], batch_size=8, shuffle=False, verbose=0)
+    finally:
+        keras.distribution.set_distribution(None)
+
+    np.testing.assert_allclose(layer.moving_mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, x.var(0), rtol=1e-5)

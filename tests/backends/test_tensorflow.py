@@ -1,5 +1,11 @@
 """What TensorFlow users do with a layer beyond `fit`."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -201,3 +207,73 @@ def test_one_trace_splits_batches_of_any_size(axis, shape, jit_compile):
             np.testing.assert_allclose(
                 value, getattr(expected.state, name), rtol=1e-5, atol=1e-6
             )
+
+
+WORKER = """
+import json, os, sys
+import numpy as np
+import keras, tensorflow as tf
+from keras_bnx import BatchNormalization
+
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+with strategy.scope():
+    layer = BatchNormalization(synchronized=True, momentum=0.0)
+    layer.build((None, 3))
+x = np.random.default_rng(rank).normal(1e3 * rank, 1.0, (4 + rank, 3))
+run = tf.function(lambda x: strategy.run(lambda x: layer(x, training=True), (x,)))
+y = run(tf.constant(x, "float32"))
+np.savez(sys.argv[1] + f"/{rank}.npz", x=x, y=y, mean=layer.moving_mean)
+"""
+
+
+def test_workers_are_one_batch(tmp_path):
+    """`MultiWorkerMirroredStrategy`: a process each, which talk over sockets."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    started = []
+    for rank in range(2):
+        task = {
+            "cluster": {"worker": workers},
+            "task": {"type": "worker", "index": rank},
+        }
+        path = os.pathsep.join(sys.path)
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, str(tmp_path)],
+                env=os.environ | {"TF_CONFIG": json.dumps(task), "PYTHONPATH": path},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert not any(process.returncode for process in started), outputs
+
+    found = [np.load(tmp_path / f"{rank}.npz") for rank in range(2)]
+    x = np.concatenate([f["x"].astype("float32") for f in found]).astype("float64")
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3)
+    y = np.concatenate([f["y"] for f in found])
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    for f in found:
+        np.testing.assert_allclose(f["mean"], x.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_replicas_end_with_the_same_statistics_in_fit(two_replicas, synchronized):
+    with two_replicas.scope():
+        layer = BatchNormalization(synchronized=synchronized, momentum=0.0)
+        model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    x[4:] += 100.0  # the second replica's
+    model.fit(x, x[:, :1], batch_size=8, shuffle=False, verbose=0)
+
+    for value, expected in (
+        (layer.moving_mean, x.mean(0)),
+        (layer.moving_variance, x.var(0)),
+    ):
+        for copy in two_replicas.experimental_local_results(value.value):
+            np.testing.assert_allclose(copy, expected, rtol=1e-5)

@@ -1,5 +1,9 @@
 """What PyTorch users do with a layer beyond `fit`."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +226,40 @@ def built_for(shape, axis):
 
 def gamma_and_beta(layer):
     return [layer.gamma.value, layer.beta.value]
+
+
+RANK = """
+import os, sys
+import numpy as np
+import torch
+import keras_bnx
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+)
+layer = keras_bnx.BatchNormalization(synchronized=True, momentum=0.5)
+layer(torch.ones(4, 3), training=True)
+if rank == 1:
+    os._exit(1)
+try:
+    layer(torch.full((4, 3), 5.0), training=True)
+except RuntimeError as error:
+    print("the engine's error:", error)
+print("mean", layer.moving_mean.value.tolist())
+"""
+
+
+def test_a_rank_that_dies_is_the_engines_error_and_spoils_nothing(tmp_path):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    out, _ = [process.communicate(timeout=120)[0] for process in started]
+    assert "the engine's error: " in out and "gloo" in out
+    assert "mean [0.5, 0.5, 0.5]" in out
