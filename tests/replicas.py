@@ -311,9 +311,19 @@ def _torch_rank(scenario, rank):
     if scenario.compiled:
         layer(x.detach(), training=False)
         call = torch.compile(call, fullgraph=True)
+    sums, all_reduce = [], torch.distributed.all_reduce
+
+    def counting(value):
+        sums.append(value.numel())
+        return all_reduce(value)
+
+    if not scenario.compiled:
+        torch.distributed.all_reduce = counting
     y = call(x, training=True, mask=mask if scenario.has_masks else None)
     (y * dy).sum().backward()
+    torch.distributed.all_reduce = all_reduce
     return {
+        "sums": sums,
         "y": y.detach().numpy(),
         "dx": x.grad.numpy(),
         "statistics": {

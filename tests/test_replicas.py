@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from replicas import SCENARIOS, expected, run
+from replicas import CHANNELS, SCENARIOS, expected, run
 from tolerance import assert_near
 
 
@@ -21,6 +21,14 @@ def test_replicas_are_one_batch(count):
                 raise AssertionError(f"{scenario.name}: {error}") from error
 
 
+def collectives(scenario):
+    """How many numbers each sum over replicas of a layer's training step has."""
+    count, sums = len(scenario.rows), scenario.synchronized
+    if sums and scenario.arguments.get("virtual_batch_size") is None:
+        return [5 * CHANNELS * count, 2 * CHANNELS * (1 if sums is True else count)]
+    return [5 * CHANNELS * count]
+
+
 def assert_replica_near(found, one, scenario):
     renorm = "renorm" in scenario.arguments
     scale = 30.0 + (scenario.mean if renorm else 0.0)
@@ -29,6 +37,8 @@ def assert_replica_near(found, one, scenario):
     if "dbeta" in found:
         # A replica's own; the engine averages or sums them.
         np.testing.assert_allclose(found["dbeta"], one["dbeta"], rtol=0, atol=2e-5)
+    if "sums" in found and not scenario.compiled:
+        assert found["sums"] == collectives(scenario)
     names = {name.rpartition("/")[2] for name in found["statistics"]}
     assert {"moving_mean", "moving_variance"} <= names
     for name, value in found["statistics"].items():

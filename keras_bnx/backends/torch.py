@@ -188,15 +188,28 @@ class _Normalize(torch.autograd.Function):
         x, weights, shift, mean, variance, gamma = ctx.saved_tensors
         axes, epsilon, share, sum_replicas, large = ctx.constants
         wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
-        uniform = weights is None and not isinstance(share, torch.Tensor)
-        if not uniform or sum_replicas or torch.is_grad_enabled():
-            statistics = shift, mean, variance, epsilon
+        statistics = shift, mean, variance, epsilon
+        if weights is not None or torch.is_grad_enabled():
             how = gamma, share, sum_replicas
-            dx, dgamma, dbeta = _gradients(dy, x, weights, axes, *statistics, *how)
+            found = _gradients(dy, x, weights, axes, *statistics, *how)
+        elif len(axes) > 1:
+            how = gamma, share, sum_replicas, large, wanted
+            found = _backward_virtual(dy, x, axes[1], *statistics, *how)
+        elif sum_replicas is None and not isinstance(share, torch.Tensor):
+            how = gamma, share, large, wanted
+            found = _backward(dy, x, *axes, *statistics, *how)
         else:
-            backward = _backward if len(axes) == 1 else _backward_virtual
-            vectors = shift, mean, variance, epsilon, gamma, share
-            dx, dgamma, dbeta = backward(dy, x, axes[-1], *vectors, large, wanted)
+            # As one virtual batch: the kernel knows neither replicas nor channels that
+            # are normalized by other numbers.
+            dy, x, shift, mean, variance, gamma, share = (
+                v[None] if isinstance(v, torch.Tensor) else v
+                for v in (dy, x, shift, mean, variance, gamma, share)
+            )
+            statistics = shift, mean, variance, epsilon
+            how = gamma, share, sum_replicas, large, wanted
+            found = _backward_virtual(dy, x, axes[0] + 1, *statistics, *how)
+            found = (None if v is None else v[0] for v in found)
+        dx, dgamma, dbeta = found
         dx, dgamma, dbeta = (
             d if w else None for d, w in zip((dx, dgamma, dbeta), wanted, strict=True)
         )
@@ -262,7 +275,18 @@ def _forward_virtual(
 
 
 def _backward_virtual(
-    dy, x, axis, shift, mean, variance, epsilon, gamma, share, large, wanted
+    dy,
+    x,
+    axis,
+    shift,
+    mean,
+    variance,
+    epsilon,
+    gamma,
+    share,
+    sum_replicas,
+    large,
+    wanted,
 ):
     layout = _Layout.of(x, axis, virtual=True)
     values, dy = _widened(layout.view(x)), _widened(layout.view(dy))
@@ -285,9 +309,12 @@ def _backward_virtual(
         ]
         dgamma, dbeta = (layout.fold(torch.stack(s)) for s in zip(*sums, strict=True))
     if wanted[0]:
+        first, second = dbeta, dgamma
+        if sum_replicas is not None:
+            first, second = sum_replicas(torch.stack([first, second]))
         scale = inverse if gamma is None else gamma * inverse
-        slope = -share * scale * inverse * dgamma
-        offset = -share * scale * dbeta - slope * center
+        slope = -share * scale * inverse * second
+        offset = -share * scale * first - slope * center
         offset, slope, scale = map(layout.per_element, (offset, slope, scale))
         # In place: fresh memory would cost more than the sum.
         dx = torch.addcmul(offset, values, slope, out=dx).addcmul_(dy, scale)

@@ -35,4 +35,4 @@ def test_moments_of_any_axis(shape, weighted):
 def test_nothing_is_recomputed_or_traced_or_reduced_here():
     assert generic.is_recomputing() is False
     assert generic.is_traced(True) is False
-    assert generic.all_reduce_sum is None
+    assert generic.replicas(None) is None
