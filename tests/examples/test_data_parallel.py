@@ -19,10 +19,11 @@ def test_synchronized_replicas_train_as_one(tmp_path):
         results = results.result()
 
     assert list(results) == list(example.VARIANTS)
-    # Measured: JAX 6e-8 and 5e-3, TensorFlow 1e-5 and 6e-3, PyTorch 8e-5 and 3e-3.
-    assert example.largest_difference(results, "synchronized") < 5e-4
-    assert example.largest_difference(results, "local") > 1e-3
-    assert all(result["accuracy"][-1] > 0.85 for result in results.values())
+    # Measured on JAX: 1e-4 and 0.54 nats, 93.6 and 67.8 %.
+    assert example.largest_difference(results, "synchronized") < 5e-3
+    assert example.largest_difference(results, "local") > 0.1
+    one, synchronized, local = (results[v]["accuracy"][-1] for v in example.VARIANTS)
+    assert abs(synchronized - one) < 0.03 and local < one - 0.1
     name = f"data_parallel_{keras.config.backend()}"
     assert "nats of rounding" in (tmp_path / "new" / f"{name}.md").read_text()
     picture = (tmp_path / "new" / f"{name}.png").read_bytes()
