@@ -4,6 +4,7 @@
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
+    python -m nox -s examples      the examples' tests alone, three columns
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
 
@@ -78,10 +79,13 @@ def tests(session, backend, device):
 @nox.session
 def demo(session):
     """Trains on handwritten digits; after --: --backend, --data mnist, --help."""
-    # The script reads its own arguments; this one decides what to install.
+    # The script reads its own arguments; these decide what to install, and whether
+    # it is the quick form, on the digits that need no download.
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--backend", default="jax")
-    backend = parser.parse_known_args(session.posargs)[0].backend
+    parser.add_argument("--data")
+    chosen = parser.parse_known_args(session.posargs)[0]
+    backend = chosen.backend
     if backend not in BACKENDS:
         session.error(
             f"There is no such backend. Received: --backend {backend}. "
@@ -91,12 +95,30 @@ def demo(session):
     session.run(
         python,
         "examples/mnist_mlp.py",
+        *([] if chosen.data else ["--quick"]),
         *session.posargs,
         # With --no-venv the package needn't be installed.
         env={
             "KERAS_BACKEND": backend,
             "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
         },
+    )
+
+
+# Not among the default sessions: each column of the tests contains these.
+@nox.session
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def examples(session, backend):
+    """Runs the examples' quick forms and their assertions; after --: pytest's."""
+    python = prepare(session, f"{backend}-cpu", f"test-{backend}")
+    session.run(
+        python,
+        "-m",
+        "pytest",
+        f"--backend={backend}",
+        "tests/examples",
+        *session.posargs,
+        env={"KERAS_BACKEND": backend},
     )
 
 

@@ -42,12 +42,14 @@ from common import (
     BACKENDS,
     COLOURS,
     compare,
+    format_table,
     mean_and_spread,
     new_figure,
     parse,
     percent,
     prepare,
     save,
+    write_report,
 )
 from scipy import ndimage
 from sklearn.datasets import load_digits
@@ -293,22 +295,22 @@ def run(seed, *, epochs):
     return results
 
 
-def format_table(results):
-    """Returns the results as a table of text, one line a recipe.
+def results_table(results):
+    """Returns the results as a table, a row for each recipe.
 
     Args:
         results: dictionary, of each recipe the seeds' results.
     """
-    lines = [
-        "recipe                     old digits    new digits    moving mean's way",
-        "-------------------------  ------------  ------------  -----------------",
+    rows = [
+        [
+            name,
+            *(percent([run[key] for run in runs]) for key in ("old", "new", "moved")),
+        ]
+        for name, runs in results.items()
     ]
-    for name, runs in results.items():
-        old, new, moved = (
-            percent([run[key] for run in runs]) for key in ("old", "new", "moved")
-        )
-        lines.append(f"{name:<25}  {old:<12}  {new:<12}  {moved}")
-    return "\n".join(lines)
+    return format_table(
+        ["recipe", "old digits", "new digits", "moving mean's way"], rows
+    )
 
 
 def read_numbers(results, *, epochs):
@@ -341,9 +343,8 @@ def read_numbers(results, *, epochs):
         f"After {steps} steps the running mean has come "
         f"{mean('all, running', 'moved'):.0%} of the way; momentum 0.99 makes it "
         f"1 - 0.99**{steps} = {1 - 0.99**steps:.0%}.",
-        "On new digits:",
         *(
-            f"  {against(*pair)}"
+            f"On new digits, {against(*pair)}"
             for pair in (
                 ("all, caught up", "all, running"),
                 ("all, frozen", "all, running"),
@@ -438,10 +439,21 @@ def main(argv=None):
             results[name].append(result)
         print(f"seed {seed} is done", flush=True)
 
-    print("\nMean ± standard deviation over seeds, in %")
-    print(format_table(results) + "\n")
-    print("\n".join(read_numbers(results, epochs=args.epochs)))
-    plot(results, args.output / "fine_tuning.png", title=title)
+    figure = "fine_tuning.png"
+    plot(results, args.output / figure, title=title)
+    write_report(
+        args,
+        "fine_tuning",
+        title,
+        [
+            f"In %, mean ± standard deviation over seeds ({args.seeds}):",
+            results_table(results),
+            "\n".join(
+                f"- {line}" for line in read_numbers(results, epochs=args.epochs)
+            ),
+        ],
+        {figure: "Accuracy on old and new digits, and the moving mean's way"},
+    )
     return results
 
 

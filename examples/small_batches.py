@@ -35,25 +35,26 @@ import math
 from common import (
     BACKENDS,
     COLOURS,
+    IMAGES,
     compare,
+    format_table,
+    load_images,
     mean_and_spread,
     new_figure,
     parse,
     percent,
     prepare,
     save,
+    write_report,
 )
 from matplotlib.ticker import NullLocator
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 # 1408 = 22 x 64: no batch is cut short, up to 64.
-IMAGES = {"digits": 1408, "mnist": 5632}
+NUM_IMAGES = {"digits": 1408, "mnist": 5632}
 DEFAULTS = {"epochs": 5, "seeds": 3}
 QUICK = {"epochs": 1, "seeds": 1, "images": 704}
 BATCH_SIZES = (2, 4, 8, 16, 32, 64)
 QUICK_BATCH_SIZES = (2, 16)
-TITLES = {"digits": "scikit-learn's digits (8x8)", "mnist": "MNIST (28x28)"}
 
 # Of SGD with momentum 0.9, for a batch of 32. Half and twice as much give the same
 # picture: in batches of 2 plain 82 and 67 %, renorm 94 and 93 %, group 97 and 97 %;
@@ -157,31 +158,14 @@ def load_data(data, *, num_train):
     """Loads images of handwritten digits.
 
     Args:
-        data: `"digits"` (1797 images of 8x8 pixels; what isn't for training is for
-            the test) or `"mnist"` (28x28, 10000 for the test).
+        data: `"digits"` or `"mnist"`.
         num_train: integer, how many images to train on.
 
     Returns:
-        The tuples `(x_train, y_train), (x_test, y_test)`: float32 images of shape
-        `(images, height, width)`, pixels from 0 to 1, and integer labels.
+        What `load_images` returns, with pixels from 0 to 1.
     """
-    if data == "mnist":
-        import keras
-
-        (x, y), (x_test, y_test) = keras.datasets.mnist.load_data()
-        x_train, y_train = x[:num_train] / 255, y[:num_train]
-        x_test = x_test / 255
-    else:
-        digits = load_digits()
-        x_train, x_test, y_train, y_test = train_test_split(
-            digits.images / 16,
-            digits.target,
-            train_size=num_train,
-            stratify=digits.target,
-            random_state=0,
-        )
-    x_train, x_test = x_train.astype("float32"), x_test.astype("float32")
-    return (x_train, y_train), (x_test, y_test)
+    (x_train, y_train), (x_test, y_test) = load_images(data)
+    return (x_train[:num_train] / 255, y_train[:num_train]), (x_test / 255, y_test)
 
 
 def train(variant, train_data, test_data, *, batch_size, epochs, seed):
@@ -231,24 +215,20 @@ def train(variant, train_data, test_data, *, batch_size, epochs, seed):
     return result
 
 
-def format_table(results, cell):
-    """Returns a table of text, a row for each batch size, a column for each variant.
+def results_table(results, cell):
+    """Returns a table, a row for each batch size, a column for each variant.
 
     Args:
         results: dictionary, of each batch size and variant the seeds' results.
         cell: function of a list of results that returns a string.
     """
-    sizes = sorted({size for size, _ in results})
-    lines = [
-        "batch size  " + "  ".join(f"{name:<13}" for name in LINES),
-        "----------  " + "  ".join("-" * 13 for _ in LINES),
-    ]
-    for size in sizes:
-        cells = [cell(results[size, variant]) for variant in LINES]
+    rows = []
+    for size in sorted({size for size, _ in results}):
+        cells = {variant: cell(results[size, variant]) for variant in LINES}
         if size <= VIRTUAL_BATCH_SIZE:
-            cells[1] = "(plain)"
-        lines.append(f"{size:>10}  " + "  ".join(f"{text:<13}" for text in cells))
-    return "\n".join(line.rstrip() for line in lines)
+            cells["virtual"] = "as plain"
+        rows.append([str(size), *cells.values()])
+    return format_table(["batch size", *LINES], rows)
 
 
 def read_numbers(results, *, num_images):
@@ -343,7 +323,7 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--data",
-        choices=IMAGES,
+        choices=NUM_IMAGES,
         default="digits",
         help="the images: scikit-learn's 8x8 digits (default), or MNIST",
     )
@@ -351,7 +331,7 @@ def parse_arguments(argv):
         "--images",
         type=int,
         help="training images; default: "
-        + ", ".join(f"{number} of {data}" for data, number in IMAGES.items()),
+        + ", ".join(f"{number} of {data}" for data, number in NUM_IMAGES.items()),
     )
     parser.add_argument(
         "--batch-sizes",
@@ -365,13 +345,13 @@ def parse_arguments(argv):
         "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
     )
     args = parse(parser, argv, defaults={**DEFAULTS, "images": None}, quick=QUICK)
-    args.images = args.images or IMAGES[args.data]
-    # Some digits have to be left for the test, one of each kind at least.
-    most = {"digits": 1787, "mnist": 60000}[args.data]
+    args.images = args.images or NUM_IMAGES[args.data]
+    most = {"digits": 1437, "mnist": 60000}[args.data]
     if not 10 <= args.images <= most:
         parser.error(
             f"`--images` has to be from 10 to {most} of {args.data}. "
-            f"Received: --images {args.images}. Leave it out for {IMAGES[args.data]}."
+            f"Received: --images {args.images}. "
+            f"Leave it out for {NUM_IMAGES[args.data]}."
         )
     args.batch_sizes = args.batch_sizes or (
         QUICK_BATCH_SIZES if args.quick else BATCH_SIZES
@@ -399,7 +379,7 @@ def main(argv=None):
     """
     args = parse_arguments(argv)
     train_data, test_data = load_data(args.data, num_train=args.images)
-    title = f"{TITLES[args.data]}, Keras on {BACKENDS[args.backend]}"
+    title = f"{IMAGES[args.data]}, Keras on {BACKENDS[args.backend]}"
     num_images = len(test_data[0])
     print(
         f"{title}: {len(train_data[0])} training images, {num_images} test images, "
@@ -426,21 +406,30 @@ def main(argv=None):
             test = percent([r["test"] for r in results[size, variant]])
             print(f"batch size {size}, {variant}: {test} %", flush=True)
 
-    print("\nTest accuracy in %, mean ± standard deviation over seeds")
-    print(format_table(results, lambda cell: percent([r["test"] for r in cell])))
-    print("\nTraining images in %: in the last epoch, and at inference after it")
-    print(
-        format_table(
-            results,
-            lambda cell: " / ".join(
-                f"{100 * mean_and_spread([r[name] for r in cell])[0]:.1f}"
-                for name in ("training", "inference")
+    figure = f"small_batches_{args.data}.png"
+    plot(results, args.output / figure, title=title)
+    write_report(
+        args,
+        "small_batches",
+        f"Small batches: {title}",
+        [
+            "Test accuracy in %, mean ± standard deviation over seeds "
+            f"({args.seeds}), after {args.epochs} epochs of {args.images} images:",
+            results_table(results, lambda cell: percent([r["test"] for r in cell])),
+            "Training images in %: in the last epoch, and at inference after it:",
+            results_table(
+                results,
+                lambda cell: " / ".join(
+                    f"{100 * mean_and_spread([r[name] for r in cell])[0]:.1f}"
+                    for name in ("training", "inference")
+                ),
             ),
-        )
+            "\n".join(
+                f"- {line}" for line in read_numbers(results, num_images=num_images)
+            ),
+        ],
+        {figure: "Accuracy against batch size, at inference and in training"},
     )
-    print()
-    print("\n".join(read_numbers(results, num_images=num_images)))
-    plot(results, args.output / f"small_batches_{args.data}.png", title=title)
     return results
 
 
