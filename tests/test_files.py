@@ -52,6 +52,8 @@ SCHEDULED = {
     "debias_moving_statistics": True,
     "unbiased_moving_variance": True,
     "virtual_batch_size": 4,
+    "synchronized": 2,
+    "axis_name": "replicas",
 }
 OPTIONS = pytest.mark.parametrize(
     "arguments", [{}, RENORM, SCHEDULED], ids=["plain", "renorm", "all"]
