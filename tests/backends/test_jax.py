@@ -143,3 +143,24 @@ def test_data_parallel_statistics_are_global_by_nature(synchronized):
 
     np.testing.assert_allclose(layer.moving_mean, x.mean(0), rtol=1e-5)
     np.testing.assert_allclose(layer.moving_variance, x.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("mapped", [jax.vmap, jax.pmap])
+def test_a_named_axis_is_that_of_the_replicas(mapped):
+    layer = BatchNormalization(synchronized=True, axis_name="i", momentum=0.0)
+    layer.build((None, 3))
+    trainable = [v.value for v in layer.trainable_variables]
+    state = [v.value for v in layer.non_trainable_variables]
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    x[1] += 100.0
+
+    def step(x):
+        return layer.stateless_call(trainable, state, x, training=True)
+
+    y, (mean, variance) = mapped(step, axis_name="i")(x)
+    rows = x.reshape(8, 3)
+    expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-3)
+    np.testing.assert_allclose(np.reshape(y, (8, 3)), expected, rtol=0, atol=1e-5)
+    for replica in range(2):
+        np.testing.assert_allclose(mean[replica], rows.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(variance[replica], rows.var(0), rtol=1e-5)
