@@ -158,7 +158,9 @@ numpy.save("y.npy", model.predict(x, verbose=0))
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
     expected = model.predict(X, verbose=0)
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("arguments", [{}, RENORM], ids=["plain", "renorm"])
