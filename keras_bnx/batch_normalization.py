@@ -365,6 +365,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
         # Virtual batches are a replica's own; what it joins is their statistics.
         sums = bool(self.synchronized and beside and not divides)
+        sum_replicas = None
+        if sums:
+            sum_replicas = functools.partial(
+                replicas.sum_group, replicas=beside, size=self.synchronized
+            )
         outputs, batches, known = [], [], True
         for part, mask in zip(parts, masks, strict=True):
             arithmetic, part = self._choose(part, axes, dtype, sums)
@@ -385,11 +390,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 *map(lift, (gamma, beta, *inference)),
                 renorm=None if renorm is None else [*map(lift, renorm)],
                 selects=selects,
-                sum_replicas=functools.partial(
-                    replicas.sum_group, replicas=beside, size=self.synchronized
-                )
-                if sums
-                else None,
+                sum_replicas=sum_replicas,
             )
             outputs.append(y)
             batches.append(batch)
