@@ -1,5 +1,6 @@
 """What the examples share: arguments, images, words for differences, and figures."""
 
+import argparse
 import importlib.metadata
 import math
 import os
@@ -26,6 +27,13 @@ COLOURS = {
     "purple": "#CC79A7",
 }
 
+# The arguments that are counts.
+COUNTS = {
+    "epochs": "epochs of each run",
+    "seeds": "runs of each kind",
+    "images": "training images",
+}
+
 IMAGES = {
     "digits": "scikit-learn's digits (8x8)",
     "mnist": "MNIST (28x28)",
@@ -33,20 +41,33 @@ IMAGES = {
 }
 
 
-def parse(parser, argv, *, defaults, quick=None):
-    """Parses the command line; `prepare` comes after the example's own checks.
+def new_parser(doc):
+    """Returns a parser for an example's own arguments, described as in its docstring.
+
+    `parse` adds the shared ones.
+    """
+    return argparse.ArgumentParser(description=doc.partition("\n")[0])
+
+
+def parse(parser, argv, *, defaults, quick=None, check=None):
+    """Parses the command line, creates the output folder, and fixes the backend.
 
     Args:
-        parser: `argparse.ArgumentParser` with the example's own arguments, which
-            are `None` where they aren't given.
+        parser: what `new_parser` returns, with the example's own arguments.
         argv: list of strings, or `None` for the command line's.
-        defaults: dictionary, for each argument that is a count the value where it
-            isn't given; `None` leaves that to the example.
+        defaults: dictionary, for each argument that is a count (`epochs`, `seeds`,
+            `images`) the value where it isn't given.
         quick: optional dictionary, the values instead under `--quick`.
+        check: optional function of the arguments, which checks and completes the
+            example's own; its `ValueError` or `OSError` is the command line's.
 
     Returns:
         `argparse.Namespace`.
     """
+    for name, value in defaults.items():
+        parser.add_argument(
+            f"--{name}", type=int, help=f"{COUNTS[name]}; default: {value}"
+        )
     if quick is not None:
         parser.add_argument(
             "--quick",
@@ -79,17 +100,17 @@ def parse(parser, argv, *, defaults, quick=None):
                 f"Received: --{name} {getattr(args, name)}. "
                 "Leave it out for the default."
             )
+    _create_output(parser, args)
+    if check is not None:
+        try:
+            check(args)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+    _fix_backend(parser, args)
     return args
 
 
-def prepare(parser, args):
-    """Creates the output folder, and fixes the backend."""
-    # argparse checks choices only where they are given, not the environment's.
-    if args.backend not in BACKENDS:
-        parser.error(
-            f"The backend has to be one of {', '.join(BACKENDS)}. "
-            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
-        )
+def _create_output(parser, args):
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,6 +119,14 @@ def prepare(parser, args):
             f"Received: --output {args.output}. Name a folder, new or existing."
         )
 
+
+def _fix_backend(parser, args):
+    # argparse checks choices only where they are given, not the environment's.
+    if args.backend not in BACKENDS:
+        parser.error(
+            f"The backend has to be one of {', '.join(BACKENDS)}. "
+            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
+        )
     os.environ["KERAS_BACKEND"] = args.backend
     import keras
 

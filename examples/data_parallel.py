@@ -22,7 +22,6 @@ A CPU is cut in two for it; on other devices the code is the same. PyTorch's eng
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import functools
 import os
 import pathlib
@@ -38,14 +37,13 @@ from common import (
     COLOURS,
     IMAGES,
     format_table,
-    load_images,
     new_figure,
+    new_parser,
     parse,
-    prepare,
     save,
     write_report,
 )
-from devanagari_cnn import TITLE, build_model, load_devanagari
+from devanagari_cnn import TITLE, build_model, load
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 DEFAULTS = {"epochs": 5, "images": 4000}
@@ -294,33 +292,25 @@ def plot(results, path, *, title):
     save(figure, path, ncols=3, handlelength=2.5, columnspacing=1.2)
 
 
-def parse_arguments(argv):
-    """Parses the command line, creates the output folder, and cuts the CPU in two."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, help=f"default: {DEFAULTS['epochs']}")
-    parser.add_argument(
-        "--images", type=int, help=f"training images; default: {DEFAULTS['images']}"
-    )
-    parser.add_argument("--path", help="file of the Devanagari digits")
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
+def check(args):
+    """Checks the example's own arguments, and loads the data."""
     if args.images < BATCH_SIZE:
-        parser.error(
+        raise ValueError(
             f"`--images` has to be at least {BATCH_SIZE}, a batch. "
             f"Received: --images {args.images}. Leave it out for the default."
         )
-    # JAX reads it when it is imported.
-    flag = f"--xla_force_host_platform_device_count={REPLICAS}"
-    os.environ.setdefault("XLA_FLAGS", flag)
-    prepare(parser, args)
-    if args.backend == "tensorflow":
-        import tensorflow as tf
+    load(args)
 
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        if not tf.config.get_logical_device_configuration(cpu):
-            tf.config.set_logical_device_configuration(
-                cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS
-            )
-    return parser, args
+
+def cut_cpu_in_two():
+    """Makes a device of each half of the CPU, on TensorFlow."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if not tf.config.get_logical_device_configuration(cpu):
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS
+        )
 
 
 def main(argv=None):
@@ -333,12 +323,15 @@ def main(argv=None):
     Returns:
         Dictionary, of each variant what `train` returns.
     """
-    parser, args = parse_arguments(argv)
-    try:
-        data = load_images("digits") if args.quick else load_devanagari(args.path)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error))
-    (x_train, y_train), (x_test, y_test) = data
+    # JAX reads it when it is imported.
+    flag = f"--xla_force_host_platform_device_count={REPLICAS}"
+    os.environ.setdefault("XLA_FLAGS", flag)
+    parser = new_parser(__doc__)
+    parser.add_argument("--path", help="file of the Devanagari digits")
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=check)
+    if args.backend == "tensorflow":
+        cut_cpu_in_two()
+    (x_train, y_train), (x_test, y_test) = args.data
     images = min(args.images, len(x_train)) // BATCH_SIZE * BATCH_SIZE
     train_data = fade(x_train[:images], BATCH_SIZE), y_train[:images].astype("int32")
     test_data = fade(x_test, 2), y_test.astype("int32")

@@ -13,13 +13,14 @@ Acharya, Pant, Gyawali, "Deep learning based large scale handwritten Devanagari
 character recognition", SKIMA 2015. UCI distributes them as a zip file:
 https://archive.ics.uci.edu/dataset/389
 
-Besides curves, this draws the descent of two weights of the last convolution. All
-others are as at the end, so that the start of a path lies on the map of the end.
+Besides curves, this draws the descent of two weights of the last convolution: where
+they are after each epoch, and above it the loss of the network as it is then. The loss
+around them, all other weights as at the end, would be flat: two of 45,000 weights
+change it by less than 0.002, and the paths wouldn't descend.
 
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import os
 import pathlib
 import re
@@ -38,9 +39,9 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -61,8 +62,8 @@ LEARNING_RATE = 0.01
 # epoch: at Keras's default, 0.99, the averages would still be 0.99**45 = 64 % their
 # initial values after one. The Devanagari digits have 532.
 MOMENTUM, QUICK_MOMENTUM = 0.99, 0.9
-# The map: points each way, and the training images whose mean loss it shows.
-NUM_POINTS, NUM_IMAGES = 13, 256
+# The training images whose mean loss the descent shows.
+NUM_IMAGES = 1024
 
 LINES = {
     "without": {"color": COLOURS["orange"], "linestyle": "--"},
@@ -184,6 +185,30 @@ def last_convolution(model):
     return [x for x in model.layers if isinstance(x, keras.layers.Conv2D)][-1]
 
 
+def measure_loss(model, images, labels):
+    """Measures the mean loss in training mode: normalized by these images.
+
+    It is what is descended, and moving statistics lag behind the weights.
+
+    Args:
+        model: the network, which stays as it is.
+        images, labels: arrays.
+
+    Returns:
+        A float, in nats.
+    """
+    import keras
+
+    import keras_bnx
+
+    with keras_bnx.keep_moving_statistics():
+        logits = model(images, training=True)
+    losses = keras.losses.sparse_categorical_crossentropy(
+        labels, logits, from_logits=True
+    )
+    return float(keras.ops.convert_to_numpy(losses).mean())
+
+
 def train(variant, train_data, test_data, *, momentum, epochs, seed):
     """Trains the network once, and tests it after every epoch.
 
@@ -198,19 +223,23 @@ def train(variant, train_data, test_data, *, momentum, epochs, seed):
         seed: integer, of the initial weights and the order of the images.
 
     Returns:
-        The model, and the dictionary of `history`, Keras's (dictionary of lists, one
-        number an epoch), and `kernels`, the last convolution's at the start and after
-        each epoch, an array of shape `(epochs + 1, 3, 3, 16, 16)`.
+        Dictionary of `history`, Keras's (dictionary of lists, one number an epoch);
+        and, at the start and after each epoch, `kernels`, the last convolution's, an
+        array of shape `(epochs + 1, 3, 3, 16, 16)`, and `losses`, the list of what
+        `measure_loss` returns.
     """
     import keras
 
-    kernels = []
+    kernels, losses = [], []
+    some = [array[:NUM_IMAGES] for array in train_data]
 
     class Recorder(keras.callbacks.Callback):
         # On JAX, training's state gets into the layers by the property `self.model`.
         def record(self):
-            kernel = last_convolution(self.model).kernel
+            model = self.model
+            kernel = last_convolution(model).kernel
             kernels.append(np.array(keras.ops.convert_to_numpy(kernel)))
+            losses.append(measure_loss(model, *some))
 
         def on_train_begin(self, logs=None):
             self.record()
@@ -230,7 +259,7 @@ def train(variant, train_data, test_data, *, momentum, epochs, seed):
         validation_data=test_data,
         callbacks=[Recorder()],
     ).history
-    return model, {"history": history, "kernels": np.stack(kernels)}
+    return {"history": history, "kernels": np.stack(kernels), "losses": losses}
 
 
 def choose_weights(results):
@@ -251,47 +280,12 @@ def choose_weights(results):
     ]
 
 
-def measure_map(model, kernels, weights, images, labels):
-    """Measures the loss around the path of two weights, all others as at the end.
-
-    The model is in training mode: normalized by this batch, as what was descended.
-    Moving statistics would be those of the path's end at each point of the map.
-
-    Args:
-        model: the trained network, which stays as it is.
-        kernels: array, `train`'s.
-        weights: two indices into a kernel.
-        images, labels: arrays, on which to take the mean loss.
-
-    Returns:
-        Dictionary of `path`, an array of shape `(epochs + 1, 2)`; `grid`, the two
-        weights' values, two arrays of shape `(points,)`; and `loss`, an array of shape
-        `(points of the second, points of the first)`.
-    """
-    import keras
-
-    path = np.stack([kernels[:, *index] for index in weights], axis=1)
-    # A square, so that both weights have the same scale, twice as wide as the path.
-    middle = (path.max(axis=0) + path.min(axis=0)) / 2
-    reach = np.ptp(path, axis=0).max()
-    grid = [np.linspace(x - reach, x + reach, NUM_POINTS) for x in middle]
-
-    variables = model.trainable_variables
-    place = [v is last_convolution(model).kernel for v in variables].index(True)
-    values = [v.value for v in variables]
-    fixed = [v.value for v in model.non_trainable_variables]
-    kernel = kernels[-1].copy()
-    loss = np.empty((NUM_POINTS, NUM_POINTS))
-    for row, column in np.ndindex(loss.shape):
-        kernel[weights[0]], kernel[weights[1]] = grid[0][column], grid[1][row]
-        # A copy, as JAX may use NumPy's memory.
-        values[place] = keras.ops.convert_to_tensor(kernel.copy())
-        logits, _ = model.stateless_call(values, fixed, images, training=True)
-        losses = keras.losses.sparse_categorical_crossentropy(
-            labels, logits, from_logits=True
-        )
-        loss[row, column] = keras.ops.convert_to_numpy(losses).mean()
-    return {"path": path, "grid": grid, "loss": loss}
+def paths(results, weights):
+    """Returns each variant's path of the weights, `(epochs + 1, weights)`."""
+    return {
+        variant: np.stack([result["kernels"][:, *w] for w in weights], axis=1)
+        for variant, result in results.items()
+    }
 
 
 def numbers(runs, name, epoch=-1):
@@ -320,12 +314,12 @@ def results_table(results, *, article):
     return format_table(header, rows)
 
 
-def read_numbers(results, maps, *, num_images, article):
+def read_numbers(results, weights, *, num_images, article):
     """Says in words what the table and the figures show.
 
     Args:
         results: dictionary, of each variant the seeds' results.
-        maps: dictionary, of each variant what `measure_map` returns.
+        weights: two indices into a kernel.
         num_images: integer, how many images were tested.
         article: whether to compare with the article's figures.
 
@@ -357,15 +351,17 @@ def read_numbers(results, maps, *, num_images, article):
         f"- The best that was had without normalization, {best.max():.1%} in epoch "
         f"{best.argmax() + 1}, was had with it {reached}."
     )
-    for variant, drawn in maps.items():
-        kernels, loss = results[variant][0]["kernels"], drawn["loss"]
+    first = {variant: runs[0] for variant, runs in results.items()}
+    for variant, path in paths(first, weights).items():
+        kernels, losses = (first[variant][name] for name in ("kernels", "losses"))
         way = np.linalg.norm(kernels[-1] - kernels[0])
-        first, last = np.linalg.norm(np.diff(drawn["path"], axis=0), axis=1)[[0, -1]]
+        steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
         lines.append(
-            f"- {variant.capitalize()}, the last convolution's kernel came "
-            f"{way:.2f} from its start. The two weights' map has losses from "
-            f"{loss.min():.3g} to {loss.max():.3g}; they went {first:.2g} in the first "
-            f"epoch and {last:.2g} in the last."
+            f"- {variant.capitalize()}, the last convolution's kernel came {way:.2f} "
+            f"from its start, while the loss of {NUM_IMAGES} training images went from "
+            f"{losses[0]:.2f} to {losses[1]:.2g} in the first epoch, and to "
+            f"{losses[-1]:.2g}. The two weights went {steps[0]:.2g} in the first epoch "
+            f"and {steps[-1]:.2g} in the last."
         )
     return lines
 
@@ -405,66 +401,55 @@ def plot(results, path, *, title):
     save(figure, path, ncols=2, handlelength=3.5)
 
 
-def plot_maps(maps, weights, path, *, title):
-    """Draws the two weights' paths over contours of the loss.
+def plot_descent(results, weights, path, *, title):
+    """Draws the two weights' paths, with the network's loss as their height.
 
     Args:
-        maps: dictionary, of each variant what `measure_map` returns.
+        results: dictionary, of each variant what `train` returns.
         weights: two indices into a kernel.
         path: path of the PNG file.
         title: string.
     """
-    figure, grid = new_figure(title, size=(11, 6.4))
-    for axes, (variant, drawn) in zip(grid, maps.items(), strict=True):
-        # Each has its own levels: both together, one map would have a single line.
-        surface = (*drawn["grid"], drawn["loss"])
-        axes.contourf(*surface, levels=10, cmap="Greys", alpha=0.5)
-        lines = axes.contour(*surface, levels=10, colors="0.3", linewidths=1)
-        axes.clabel(lines, fmt="%g", fontsize=13)
-        way = drawn["path"].T
-        axes.plot(*way, marker=".", markersize=10, linewidth=2.5, **LINES[variant])
+    figure, (axes,) = new_figure(
+        title, size=(10, 7.6), columns=1, subplot_kw={"projection": "3d"}
+    )
+    # Three dimensions have no logarithmic scale.
+    heights = {name: np.log10(result["losses"]) for name, result in results.items()}
+    floor = np.floor(min(height.min() for height in heights.values()))
+    for variant, way in paths(results, weights).items():
+        style, height = LINES[variant], heights[variant]
+        label = f"{variant} normalization"
+        line = {"linewidth": 2.5, "marker": ".", "markersize": 9, **style}
+        axes.plot(*way.T, height, label=label, **line)
+        axes.plot(*way.T, floor, color=style["color"], alpha=0.5, linewidth=2)
+        for x, y, z in zip(*way.T, height, strict=True):
+            axes.plot([x] * 2, [y] * 2, [floor, z], color=style["color"], alpha=0.25)
         for place, marker, label in ((0, "o", "start"), (-1, "*", "end")):
             axes.plot(
-                *way[:, place],
+                *way[place],
+                height[place],
                 marker,
                 color="black",
-                markersize=14,
-                label=label if axes is grid[0] else None,
+                markersize=12,
+                label=label if variant == "with" else None,
             )
-        axes.grid(visible=False)
-        axes.set_aspect("equal")
-        axes.set_title(f"{variant} normalization", fontsize=15)
-        axes.set_xlabel("weight [{}, {}, {}, {}]".format(*weights[0]), fontsize=15)
-        axes.set_ylabel("weight [{}, {}, {}, {}]".format(*weights[1]), fontsize=15)
-    save(figure, path, ncols=2)
+    axes.set_zlim(floor)
+    axes.zaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.zaxis.set_major_formatter(lambda value, _: f"{10**value:g}")
+    axes.set_zlabel("loss (nats, log scale)", fontsize=15, labelpad=14)
+    axes.set_xlabel("weight [{}, {}, {}, {}]".format(*weights[0]), fontsize=15)
+    axes.set_ylabel("weight [{}, {}, {}, {}]".format(*weights[1]), fontsize=15)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.labelpad = 14
+        axis.set_major_locator(MaxNLocator(5))
+    axes.view_init(elev=22, azim=-60)
+    axes.set_box_aspect((1.4, 1.2, 1), zoom=0.92)
+    save(figure, path, ncols=4, handlelength=3)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder.
-
-    Returns:
-        The arguments, and the training and the test data, pixels from 0 to 255.
-    """
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--path",
-        type=pathlib.Path,
-        help="the Devanagari digits: UCI's zip file, or an .npz file; default: "
-        "datasets/devanagari_digits.npz in Keras's cache; not used by --quick",
-    )
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    try:
-        data = load_images("digits") if args.quick else load_devanagari(args.path)
-    except (FileNotFoundError, ValueError) as error:
-        parser.error(str(error).replace("path=", "--path "))
-    return args, *data
+def load(args):
+    """Loads the data that the arguments `path` and `quick` name, into `args.data`."""
+    args.data = load_images("digits") if args.quick else load_devanagari(args.path)
 
 
 def main(argv=None):
@@ -475,11 +460,17 @@ def main(argv=None):
             line's.
 
     Returns:
-        Dictionary: `results`, of each variant the seeds' results, as `train` returns
-        them; `maps`, of each variant what `measure_map` returns for the first seed.
+        Dictionary, of each variant the list of what `train` returned for each seed.
     """
-    args, *data = parse_arguments(argv)
-    train_data, test_data = ((x / 255, y) for x, y in data)
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--path",
+        type=pathlib.Path,
+        help="the Devanagari digits: UCI's zip file, or an .npz file; default: "
+        "datasets/devanagari_digits.npz in Keras's cache; not used by --quick",
+    )
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=load)
+    train_data, test_data = ((x / 255, y) for x, y in args.data)
     title = f"{IMAGES['digits'] if args.quick else TITLE}, "
     title += f"Keras on {BACKENDS[args.backend]}"
     num_images = len(test_data[0])
@@ -488,10 +479,10 @@ def main(argv=None):
         f"{args.epochs} epochs, {args.seeds} seeds"
     )
 
-    results, models = {variant: [] for variant in LINES}, {}
+    results = {variant: [] for variant in LINES}
     for seed in range(args.seeds):
         for variant, runs in results.items():
-            model, result = train(
+            result = train(
                 variant,
                 train_data,
                 test_data,
@@ -500,32 +491,25 @@ def main(argv=None):
                 seed=seed,
             )
             runs.append(result)
-            models.setdefault(variant, model)
-    weights = choose_weights({variant: runs[0] for variant, runs in results.items()})
-    maps = {
-        variant: measure_map(
-            model,
-            results[variant][0]["kernels"],
-            weights,
-            *(array[:NUM_IMAGES] for array in train_data),
-        )
-        for variant, model in models.items()
-    }
+    first = {variant: runs[0] for variant, runs in results.items()}
+    weights = choose_weights(first)
 
     article = not args.quick
     parts = [
         f"{title}: {args.epochs} epochs. Mean ± standard deviation over seeds: "
         f"{args.seeds}.",
         results_table(results, article=article),
-        "\n".join(read_numbers(results, maps, num_images=num_images, article=article)),
+        "\n".join(
+            read_numbers(results, weights, num_images=num_images, article=article)
+        ),
     ]
     print()
     plot(results, args.output / "devanagari_cnn.png", title=title)
-    plot_maps(
-        maps,
+    plot_descent(
+        first,
         weights,
         args.output / "devanagari_cnn_descent.png",
-        title=f"{title}: two weights' way over the loss",
+        title=f"Two weights' descent: {title}",
     )
     write_report(
         args,
@@ -534,10 +518,11 @@ def main(argv=None):
         parts,
         {
             "devanagari_cnn.png": "Test accuracy and training loss over epochs",
-            "devanagari_cnn_descent.png": "The way of two weights over the loss",
+            "devanagari_cnn_descent.png": "The descent of two weights of the last "
+            "convolution: where they are after each epoch, and the loss",
         },
     )
-    return {"results": results, "maps": maps}
+    return results
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ and a gap between training and test that could be narrowed.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
-
 import numpy as np
 
 # keras and keras_bnx are imported inside the functions that use them: the backend is
@@ -42,9 +40,9 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -304,20 +302,6 @@ def plot(results, path, *, title):
     save(figure, path, ncols=2)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -328,7 +312,7 @@ def main(argv=None):
     Returns:
         Dictionary, of each variant the list of what `train` returns.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
     data = "digits" if args.quick else "mnist"
     num_train = QUICK_NUM_TRAIN if args.quick else NUM_TRAIN
     (x_train, y_train), test_data = load_images(data)

@@ -19,7 +19,6 @@ the same accuracy. So this measures both, and their product, the seconds it take
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import time
 
 import numpy as np
@@ -35,16 +34,16 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-DEFAULTS = {"epochs": 60, "seeds": 1}
-QUICK = {"epochs": 10}
+DEFAULTS = {"epochs": 60, "seeds": 3}
+QUICK = {"epochs": 10, "seeds": 1}
 WIDTHS = (300, 200, 100)
 # Keras's defaults for SGD and fit.
 LEARNING_RATE, BATCH_SIZE = 0.01, 32
@@ -303,20 +302,6 @@ def plot(results, path, *, title):
     save(figure, path, ncols=3, handlelength=3)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -328,7 +313,7 @@ def main(argv=None):
         Dictionary: `results`, of each variant the seeds' results, as `train` returns
         them; `seconds`, what `time_epochs` returns.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
     data = "digits" if args.quick else "fashion_mnist"
     (x, y), test_data = ((x / 255, y) for x, y in load_images(data))
     size = NUM_VALIDATION[data]

@@ -33,7 +33,6 @@ AdaBN (Li et al. 2016, https://arxiv.org/abs/1603.04779) needs no labels.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import pathlib
 import tempfile
 
@@ -45,9 +44,9 @@ from common import (
     format_table,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -399,24 +398,6 @@ def plot(results, path, *, title):
     save(figure, path, ncols=3)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        help=f"epochs of fine-tuning; default: {DEFAULTS['epochs']}",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        help=f"runs of each recipe; default: {DEFAULTS['seeds']}",
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -427,7 +408,7 @@ def main(argv=None):
     Returns:
         Dictionary, of each recipe the list of what `measure` returns.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
     title = f"Fine-tuning to shifted digits, Keras on {BACKENDS[args.backend]}"
     print(
         f"{title}: {NUM_LABELLED} labelled images, {args.epochs} epochs, "

@@ -22,8 +22,6 @@ difference that it makes to put `keras.layers.BatchNormalization` in this layer'
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
-
 import numpy as np
 
 # keras and keras_bnx are imported inside the functions that use them: the backend is
@@ -37,9 +35,9 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -368,26 +366,6 @@ def plot_activations(hidden, path, *, title):
     save(figure, path, ncols=2, handlelength=3.5)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--data",
-        choices=MOMENTUM,
-        help="the images; default: mnist, under --quick scikit-learn's 8x8 digits",
-    )
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    args.data = args.data or (QUICK["data"] if args.quick else "mnist")
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -400,7 +378,14 @@ def main(argv=None):
         and D the activations on test images; `differences`, what `compare_with_keras`
         returns for run D. The last two are the first seed's.
     """
-    args = parse_arguments(argv)
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--data",
+        choices=MOMENTUM,
+        help="the images; default: mnist, under --quick scikit-learn's 8x8 digits",
+    )
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
+    args.data = args.data or (QUICK["data"] if args.quick else "mnist")
     train_data, test_data = load_images(args.data)
     title = f"{IMAGES[args.data]}, Keras on {BACKENDS[args.backend]}"
     images = test_data[0]

@@ -25,8 +25,6 @@ averages only. How much the copies do differ is measured.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
-
 import numpy as np
 
 # keras and keras_bnx are imported inside the functions that use them: the backend is
@@ -39,9 +37,9 @@ from common import (
     format_table,
     load_images,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -344,20 +342,6 @@ def plot(results, path, *, title):
     save(figure, path, ncols=4, handlelength=3)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -368,7 +352,7 @@ def main(argv=None):
     Returns:
         Dictionary, of each estimate the list of what `train` returns.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
     data = "digits" if args.quick else "mnist"
     train_data, test_data = (
         (images / 255, labels) for images, labels in load_images(data)

@@ -25,8 +25,6 @@ degrees in kelvin, are where zeros do harm: padding isn't the mean of anything.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
-
 import numpy as np
 from common import (
     BACKENDS,
@@ -37,9 +35,9 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -248,20 +246,6 @@ def plot(results, shares, path, *, title):
     save(figure, path, ncols=3, handlelength=3.5)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -273,7 +257,7 @@ def main(argv=None):
         Dictionary, of each padded length (in heights of an image) and variant the list
         of what `train` returns.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
     data = QUICK["data"] if args.quick else "mnist"
     (x_train, y_train), (x_test, y_test) = load_images(data)
     x_train, y_train = x_train[:NUM_TRAIN], y_train[:NUM_TRAIN]

@@ -20,7 +20,6 @@ measured in networks of 3 to 12 hidden layers.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import math
 
 import numpy as np
@@ -35,9 +34,9 @@ from common import (
     format_table,
     load_images,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -404,30 +403,14 @@ def plot_gradients(gradients, path, *, title):
     save(figure, path, ncols=2, handlelength=3.5)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=float,
-        default=LEARNING_RATE,
-        help="that of gradient descent; default: %(default)s",
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
+def check(args):
+    """Checks the example's own argument."""
     if not 0 < args.learning_rate < math.inf:
-        parser.error(
+        raise ValueError(
             "`--learning-rate` has to be above 0. "
             f"Received: --learning-rate {args.learning_rate}. Leave it out for the "
             "default."
         )
-    prepare(parser, args)
-    return args
 
 
 def main(argv=None):
@@ -442,7 +425,14 @@ def main(argv=None):
         returns; `gradients`, of each depth and either of these the list of what
         `gradient_norms` returns.
     """
-    args = parse_arguments(argv)
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--learning-rate",
+        type=float,
+        default=LEARNING_RATE,
+        help="that of gradient descent; default: %(default)s",
+    )
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=check)
     data = "digits" if args.quick else "mnist"
     train_data, test_data = (
         (images / 255, labels) for images, labels in load_images(data)

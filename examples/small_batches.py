@@ -29,7 +29,6 @@ a cosine, so that the last step of a run isn't a lucky one.
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
 import math
 
 from common import (
@@ -41,9 +40,9 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
     percent,
-    prepare,
     save,
     write_report,
 )
@@ -318,9 +317,40 @@ def plot(results, path, *, title):
     save(figure, path, ncols=2, handlelength=3.5)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def check(args):
+    """Checks and completes the example's own arguments."""
+    most = {"digits": 1437, "mnist": 60000}[args.data]
+    if args.images is None:
+        args.images = QUICK["images"] if args.quick else NUM_IMAGES[args.data]
+    if not 10 <= args.images <= most:
+        raise ValueError(
+            f"`--images` has to be from 10 to {most} of {args.data}. "
+            f"Received: --images {args.images}. "
+            f"Leave it out for {NUM_IMAGES[args.data]}."
+        )
+    args.batch_sizes = args.batch_sizes or (
+        QUICK_BATCH_SIZES if args.quick else BATCH_SIZES
+    )
+    for size in args.batch_sizes:
+        if not 2 <= size <= args.images:
+            raise ValueError(
+                "`--batch-sizes` have to be from 2, as one example has no variance, "
+                f"to the {args.images} training images. "
+                f"Received: --batch-sizes {size}. Leave it out."
+            )
+
+
+def main(argv=None):
+    """Runs the experiment.
+
+    Args:
+        argv: optional list of strings, the arguments; `None` takes the command
+            line's.
+
+    Returns:
+        Dictionary, of each batch size and variant the list of what `train` returns.
+    """
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--data",
         choices=NUM_IMAGES,
@@ -340,44 +370,7 @@ def parse_arguments(argv):
         help=f"default: {' '.join(map(str, BATCH_SIZES))}; "
         f"under --quick {' '.join(map(str, QUICK_BATCH_SIZES))}",
     )
-    parser.add_argument("--epochs", type=int, help=f"default: {DEFAULTS['epochs']}")
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults={**DEFAULTS, "images": None}, quick=QUICK)
-    args.images = args.images or NUM_IMAGES[args.data]
-    most = {"digits": 1437, "mnist": 60000}[args.data]
-    if not 10 <= args.images <= most:
-        parser.error(
-            f"`--images` has to be from 10 to {most} of {args.data}. "
-            f"Received: --images {args.images}. "
-            f"Leave it out for {NUM_IMAGES[args.data]}."
-        )
-    args.batch_sizes = args.batch_sizes or (
-        QUICK_BATCH_SIZES if args.quick else BATCH_SIZES
-    )
-    for size in args.batch_sizes:
-        if not 2 <= size <= args.images:
-            parser.error(
-                "`--batch-sizes` have to be from 2, as one example has no variance, "
-                f"to the {args.images} training images. "
-                f"Received: --batch-sizes {size}. Leave it out."
-            )
-    prepare(parser, args)
-    return args
-
-
-def main(argv=None):
-    """Runs the experiment.
-
-    Args:
-        argv: optional list of strings, the arguments; `None` takes the command
-            line's.
-
-    Returns:
-        Dictionary, of each batch size and variant the list of what `train` returns.
-    """
-    args = parse_arguments(argv)
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=check)
     train_data, test_data = load_data(args.data, num_train=args.images)
     title = f"{IMAGES[args.data]}, Keras on {BACKENDS[args.backend]}"
     num_images = len(test_data[0])

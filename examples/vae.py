@@ -16,8 +16,6 @@ inference moving averages: with these it turns draws into images that no batch h
 Needs Keras with one of its backends, scikit-learn and matplotlib.
 """
 
-import argparse
-
 import numpy as np
 
 # keras and keras_bnx are imported inside the functions that use them: the backend is
@@ -30,8 +28,8 @@ from common import (
     load_images,
     mean_and_spread,
     new_figure,
+    new_parser,
     parse,
-    prepare,
     save,
     write_report,
 )
@@ -286,20 +284,6 @@ def plot(results, images, drawn, path, *, title):
     save(figure, path, ncols=2, handlelength=3.5)
 
 
-def parse_arguments(argv):
-    """Parses the command line, and creates the output folder."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--epochs", type=int, help=f"epochs of each run; default: {DEFAULTS['epochs']}"
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"runs of each kind; default: {DEFAULTS['seeds']}"
-    )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
-    prepare(parser, args)
-    return args
-
-
 def main(argv=None):
     """Runs the experiment.
 
@@ -311,7 +295,7 @@ def main(argv=None):
         Dictionary: `results`, of each variant the seeds' histories, and `drawn`, of
         each variant what `draw` returns for the first test images; the first seed's.
     """
-    args = parse_arguments(argv)
+    args = parse(new_parser(__doc__), argv, defaults=DEFAULTS, quick=QUICK)
 
     import keras
 

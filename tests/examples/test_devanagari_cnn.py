@@ -14,11 +14,10 @@ def run(*arguments):
 
 
 def test_normalization_learns_faster(tmp_path, capsys):
-    result = run("--quick", "--output", str(tmp_path / "new"))
+    results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out
 
-    results, maps = result["results"], result["maps"]
-    assert list(results) == list(maps) == ["without", "with"]
+    assert list(results) == ["without", "with"]
     (plain,), (normalized,) = results.values()
 
     # Measured with two seeds on each backend: after the first epoch 0.11 to 0.22
@@ -30,9 +29,12 @@ def test_normalization_learns_faster(tmp_path, capsys):
     assert normalized["history"]["loss"][-1] < plain["history"]["loss"][-1] / 2
     # From the same start.
     np.testing.assert_array_equal(plain["kernels"][0], normalized["kernels"][0])
-    for drawn in maps.values():
-        assert drawn["path"].shape == (6, 2)
-        assert drawn["loss"].shape == (example.NUM_POINTS, example.NUM_POINTS)
+    # The descent's height is the loss of what was trained, not of the start.
+    for result in (plain, normalized):
+        losses = result["losses"]
+        assert len(losses) == len(result["kernels"]) == 6
+        assert losses[-1] == min(losses)
+        assert losses[-1] == pytest.approx(result["history"]["loss"][-1], rel=0.4)
 
     text = (tmp_path / "new" / "devanagari_cnn.md").read_text("utf-8")
     for line in ("| without ", "clearly more", "- After the first epoch: "):
@@ -43,27 +45,37 @@ def test_normalization_learns_faster(tmp_path, capsys):
         assert f"]({name})" in text
 
 
-def test_the_map_goes_through_the_end_and_leaves_the_model(monkeypatch):
-    monkeypatch.setattr(example, "NUM_POINTS", 3)
+def test_the_loss_is_the_batch_s_and_leaves_the_model():
     model = example.build_model((8, 8), normalization=True)
     rng = np.random.default_rng(0)
     images = rng.random((16, 8, 8), "float32")
     labels = rng.integers(0, 10, 16)
     before = model.get_weights()
-    end = keras.ops.convert_to_numpy(example.last_convolution(model).kernel)
-    weights = [(0, 1, 2, 3), (2, 1, 0, 3)]
-    # Point-symmetric, so that the middle of the map is the end.
-    steps = np.zeros((3, *end.shape), end.dtype)
-    steps[0][weights[0]], steps[1][weights[0]] = -0.1, 0.1
-    drawn = example.measure_map(model, end + steps, weights, images, labels)
-
+    loss = example.measure_loss(model, images, labels)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
     logits = keras.ops.convert_to_numpy(model(images, training=True))
     logits -= logits.max(axis=1, keepdims=True)
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(16), labels]
     # Both in float32.
-    assert drawn["loss"][1, 1] == pytest.approx(losses.mean(), rel=1e-5)
+    assert loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_weights_are_chosen_that_travel_in_both_networks():
+    kernels = np.zeros((2, 2, 3, 3, 16, 16))
+    ways = {(0, 1, 2, 3): (5, 4), (2, 2, 0, 0): (3, 3), (1, 1, 1, 1): (9, 1)}
+    for index, way in ways.items():
+        kernels[:, -1, *index] = way
+    results = {
+        variant: {"kernels": one}
+        for variant, one in zip(("without", "with"), kernels, strict=True)
+    }
+    weights = example.choose_weights(results)
+    assert weights == [(0, 1, 2, 3), (2, 2, 0, 0)]
+    np.testing.assert_array_equal(
+        example.paths(results, weights)["with"], [[0, 0], [4, 3]]
+    )
 
 
 @pytest.fixture
@@ -154,7 +166,7 @@ def test_other_files_are_refused(tmp_path):
     [
         (("--epochs", "0"), "--epochs 0"),
         (("--seeds", "0"), "--seeds 0"),
-        (("--path", "nowhere.zip"), "--path nowhere.zip"),
+        (("--path", "nowhere.zip"), "path=nowhere.zip"),
         (("--path", str(Path(__file__))), "can't be read"),
         (("--output", str(Path(__file__))), "test_devanagari_cnn.py"),
     ],
