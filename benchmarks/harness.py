@@ -198,7 +198,9 @@ def _commit():
     """
     try:
         commit = _git("rev-parse", "--short", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "*.py", "*.toml")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "*.py", "*.toml"
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{commit}-dirty" if changed else commit
