@@ -59,7 +59,8 @@ def parse(parser, argv, *, defaults, quick=None, check=None):
             `images`) the value where it isn't given.
         quick: optional dictionary, the values instead under `--quick`.
         check: optional function of the arguments, which checks and completes the
-            example's own; its `ValueError` or `OSError` is the command line's.
+            example's own before anything is done; its `ValueError` is the command
+            line's.
 
     Returns:
         `argparse.Namespace`.
@@ -100,12 +101,18 @@ def parse(parser, argv, *, defaults, quick=None, check=None):
                 f"Received: --{name} {getattr(args, name)}. "
                 "Leave it out for the default."
             )
-    _create_output(parser, args)
     if check is not None:
         try:
             check(args)
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             parser.error(str(error))
+    # argparse checks choices only where they are given, not the environment's.
+    if args.backend not in BACKENDS:
+        parser.error(
+            f"The backend has to be one of {', '.join(BACKENDS)}. "
+            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
+        )
+    _create_output(parser, args)
     _fix_backend(parser, args)
     return args
 
@@ -121,12 +128,6 @@ def _create_output(parser, args):
 
 
 def _fix_backend(parser, args):
-    # argparse checks choices only where they are given, not the environment's.
-    if args.backend not in BACKENDS:
-        parser.error(
-            f"The backend has to be one of {', '.join(BACKENDS)}. "
-            f"Received: KERAS_BACKEND={args.backend}. Change it, or give `--backend`."
-        )
     os.environ["KERAS_BACKEND"] = args.backend
     import keras
 

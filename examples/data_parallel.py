@@ -293,13 +293,12 @@ def plot(results, path, *, title):
 
 
 def check(args):
-    """Checks the example's own arguments, and loads the data."""
+    """Checks the images, which have to fill a batch."""
     if args.images < BATCH_SIZE:
         raise ValueError(
             f"`--images` has to be at least {BATCH_SIZE}, a batch. "
             f"Received: --images {args.images}. Leave it out for the default."
         )
-    load(args)
 
 
 def cut_cpu_in_two():
@@ -331,7 +330,7 @@ def main(argv=None):
     args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=check)
     if args.backend == "tensorflow":
         cut_cpu_in_two()
-    (x_train, y_train), (x_test, y_test) = args.data
+    (x_train, y_train), (x_test, y_test) = load(parser, args)
     images = min(args.images, len(x_train)) // BATCH_SIZE * BATCH_SIZE
     train_data = fade(x_train[:images], BATCH_SIZE), y_train[:images].astype("int32")
     test_data = fade(x_test, 2), y_test.astype("int32")

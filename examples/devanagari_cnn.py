@@ -447,9 +447,12 @@ def plot_descent(results, weights, path, *, title):
     save(figure, path, ncols=4, handlelength=3)
 
 
-def load(args):
-    """Loads the data that the arguments `path` and `quick` name, into `args.data`."""
-    args.data = load_images("digits") if args.quick else load_devanagari(args.path)
+def load(parser, args):
+    """Loads the training and the test data that `--path` and `--quick` name."""
+    try:
+        return load_images("digits") if args.quick else load_devanagari(args.path)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error).replace("path=", "--path "))
 
 
 def main(argv=None):
@@ -469,8 +472,8 @@ def main(argv=None):
         help="the Devanagari digits: UCI's zip file, or an .npz file; default: "
         "datasets/devanagari_digits.npz in Keras's cache; not used by --quick",
     )
-    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK, check=load)
-    train_data, test_data = ((x / 255, y) for x, y in args.data)
+    args = parse(parser, argv, defaults=DEFAULTS, quick=QUICK)
+    train_data, test_data = ((x / 255, y) for x, y in load(parser, args))
     title = f"{IMAGES['digits'] if args.quick else TITLE}, "
     title += f"Keras on {BACKENDS[args.backend]}"
     num_images = len(test_data[0])

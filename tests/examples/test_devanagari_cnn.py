@@ -166,7 +166,7 @@ def test_other_files_are_refused(tmp_path):
     [
         (("--epochs", "0"), "--epochs 0"),
         (("--seeds", "0"), "--seeds 0"),
-        (("--path", "nowhere.zip"), "path=nowhere.zip"),
+        (("--path", "nowhere.zip"), "--path nowhere.zip"),
         (("--path", str(Path(__file__))), "can't be read"),
         (("--output", str(Path(__file__))), "test_devanagari_cnn.py"),
     ],
