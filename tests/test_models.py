@@ -1,0 +1,31 @@
+import keras
+import pytest
+
+from keras_bnx import BatchNormalization
+from keras_bnx.models import batch_normalizations
+
+KERAS = keras.layers.BatchNormalization
+
+
+class Block(keras.layers.Layer):
+    def __init__(self, *layers):
+        super().__init__()
+        self.first, *rest = layers
+        self.rest = {"rest": rest}
+
+    def call(self, x):
+        return x
+
+
+def test_each_is_found_once_wherever_it_is():
+    shared, *others = (BatchNormalization(), KERAS(), KERAS(), BatchNormalization())
+    inner = keras.Sequential([keras.layers.Dense(2), shared, others[0]])
+    model = keras.Sequential([inner, shared, Block(*others[1:])])
+    found = batch_normalizations(model)
+    assert sorted(map(id, found)) == sorted(map(id, (shared, *others)))
+    assert batch_normalizations(shared) == [shared]
+
+
+def test_a_model_without_any_is_named():
+    with pytest.raises(ValueError, match=r"no batch normalization.*plain"):
+        batch_normalizations(keras.Sequential([keras.layers.Dense(2)], name="plain"))
