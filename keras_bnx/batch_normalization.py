@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_bnx import backends
 from keras_bnx.ops import replicas, virtual
+from keras_bnx.ops.bounds import at_least
 from keras_bnx.ops.moments import join, moments, unbiased_variance
 from keras_bnx.ops.moving import (
     are_kept,
@@ -20,7 +21,12 @@ from keras_bnx.ops.moving import (
 )
 from keras_bnx.ops.normalize import normalize
 from keras_bnx.ops.renorm import renorm_corrections
-from keras_bnx.ops.weights import mask_to_weights
+from keras_bnx.ops.weights import (
+    are_counted,
+    leave_out_absent,
+    mask_to_weights,
+    vary_by_channel,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_bnx")
@@ -323,6 +329,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
         else:
             arithmetic, x = self._choose(x, axes, dtype)
             mean, variance = self._inference_statistics(dtype)
+            if vary_by_channel(weights, axes):
+                counted = are_counted(weights, axes)
+                gamma = ops.ones_like(mean) if gamma is None else gamma
+                gamma = leave_out_absent(gamma, counted, range(len(axes)))
             outputs = normalize(
                 x,
                 weights,
@@ -341,24 +351,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalizes by the batch, or virtual batches; updates the statistics."""
         backend = backends.active()
         shape = tuple(x.shape)
-        # Whether the mask is one of channels, too.
-        selects = weights is not None and any(weights.shape[i] != 1 for i in axes)
+        selects = vary_by_channel(weights, axes)
         inference = self._inference_statistics(dtype)
         renorm = self._renorm_statistics(dtype) if self.renorm else None
         axis = virtual.batch_axis(len(shape), axes)
         divides = self.virtual_batch_size is not None and axis is not None
         parts, masks, lift = [x], [weights], lambda vector: vector
+        # Where vectors have the channels: all of their axes but the virtual batches'.
+        channels = range(len(axes))
         if divides:
-            parts = virtual.split(x, self.virtual_batch_size, axis)
-            masks = [None] * len(parts)
-            if weights is not None:
-                rows = list(weights.shape)
-                rows[axis] = shape[axis]
-                if None in rows:
-                    rows[axis] = ops.shape(x)[axis]
-                weights = ops.broadcast_to(weights, rows)
-                masks = virtual.split(weights, self.virtual_batch_size, axis)
+            parts, masks = virtual.split(x, weights, self.virtual_batch_size, axis)
             axes = virtual.with_virtual_axis(axes, axis)
+            channels = [i for i, a in enumerate(axes) if a != axis]
 
             def lift(vector):
                 return None if vector is None else ops.expand_dims(vector, axis)
@@ -389,7 +393,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 usable,
                 *map(lift, (gamma, beta, *inference)),
                 renorm=None if renorm is None else [*map(lift, renorm)],
-                selects=selects,
+                channels=channels if selects else None,
                 sum_replicas=sum_replicas,
             )
             outputs.append(y)
@@ -411,6 +415,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
                     variance=ops.stop_gradient(batch.variance),
                 )
             self._update_statistics(batch, usable, dtype)
+            if self.history is not None and self.history.counts_steps:
+                self.history.steps.assign_add(ops.cast(trains, "int32"))
         return virtual.join(outputs, axis) if divides else outputs[0]
 
     def _normalize(
@@ -427,17 +433,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         variance,
         *,
         renorm,
-        selects,
+        channels,
         sum_replicas,
     ):
         """Normalizes by the batch; by `mean` and `variance` what isn't usable."""
         if renorm is not None:
             gamma, beta = self._renormalize(batch, usable, gamma, beta, *renorm)
-        if selects:
-            # Channels of padding alone, in a batch that isn't padding alone.
-            absent = ops.logical_and(batch.size == 0, ops.any(usable))
+        if channels is not None:
             gamma = ops.ones_like(mean) if gamma is None else gamma
-            gamma = ops.where(absent, ops.zeros_like(gamma), gamma)
+            gamma = leave_out_absent(gamma, batch.size > 0, channels)
         if len(axes) > len(self._axes):
             # Virtual batches share gamma and beta.
             gamma, beta = (
@@ -467,6 +471,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
             share=share,
             sum_replicas=sum_replicas,
         )
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        """Returns `layer_call`, which rematerialization leaves as it is.
+
+        A `keras.RematScope` computes a layer's intermediate results a second time
+        instead of keeping them. This layer keeps its inputs and vectors, which a
+        second pass would need as well, so there is nothing to save; and a second
+        pass would have to know that it moves no statistics.
+        """
+        return layer_call
 
     def reset_moving_statistics(self):
         """Sets the moving statistics to their initial values, and all counts to 0.
@@ -664,7 +678,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Mean and variance that take the place of a batch's."""
         mean = self._read(self.moving_mean, dtype)
         variance = self._read(self.moving_variance, dtype)
-        if not self.debias_moving_statistics:
+        # With a momentum of 1 no batch has any weight: there is nothing to divide.
+        if not self.debias_moving_statistics or self.momentum == 1.0:
             return mean, variance
         history = self.history
         scale = self._read(history.debiased_scale, dtype)
@@ -700,7 +715,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _renorm_statistics(self, dtype):
         """renorm_mean, renorm_stddev, and from where on they are to be used."""
-        if not self.debias_moving_statistics:
+        if not self.debias_moving_statistics or self.renorm_momentum == 1.0:
             mean = self._read(self.renorm_mean, dtype)
             return mean, self._read(self.renorm_stddev, dtype), None
         history = self.history
@@ -788,8 +803,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
             average(
                 update_scale, history.debiased_renorm_stddev, *of_scale, debias=True
             )
-        if history is not None and history.counts_steps:
-            history.steps.assign_add(1)
 
 
 class History(keras.layers.Layer):
@@ -877,7 +890,7 @@ def _usable(batch, native):
 
 
 def _variance_of(stddev, epsilon):
-    return ops.maximum(ops.square(stddev) - epsilon, ops.zeros_like(stddev))
+    return at_least(ops.square(stddev) - epsilon, 0.0)
 
 
 def _both(a, b):

@@ -52,7 +52,8 @@ class State:
 class Arguments:
     """What the layer is constructed with, and its weights gamma and beta.
 
-    Limits in `renorm_clipping` are numbers, those of the step.
+    Limits in `renorm_clipping` are numbers, those of the step. `largest` is the
+    largest number of the layer's arithmetic: a variance beyond isn't finite there.
     """
 
     axis: int = -1  # or a tuple
@@ -66,6 +67,7 @@ class Arguments:
     virtual_batch_size: int = None
     unbiased_moving_variance: bool = False
     debias_moving_statistics: bool = False
+    largest: float = float(np.finfo("float32").max)
 
 
 @dataclass
@@ -121,7 +123,8 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
         `Step`, with the output and the `State` after the call.
     """
     a, shape = arguments, np.shape(x)
-    if training and a.virtual_batch_size is not None:
+    has_examples = len(shape) > np.size(a.axis)
+    if training and a.virtual_batch_size is not None and has_examples:
         return _virtual_batches(x, state, a, weights)
     w = _rows(np.broadcast_to(1.0 if weights is None else weights, shape), a.axis)
     w = np.where(w > 0, w, 0.0)
@@ -130,7 +133,7 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     beta = np.zeros(rows.shape[1:]) if a.beta is None else np.asarray(a.beta, float)
 
     count, size, mean, variance = moments(x, weights, axis=a.axis)
-    usable = (size > 0) & np.isfinite(mean) & np.isfinite(variance) & training
+    usable = (size > 0) & (variance <= a.largest) & training
     r, d = np.ones_like(gamma), np.zeros_like(gamma)
     if training and a.renorm:
         # BRN, Algorithm 1, lines 3 and 4; constants to the gradient.
@@ -156,7 +159,7 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     mean = np.where(usable, mean, moving_mean)
     variance = np.where(usable, variance, moving_variance)
     # A channel of padding alone, in a batch that isn't padding alone, gives beta.
-    absent = (size == 0) & usable.any()
+    absent = (size == 0) & (size > 0).any()
     inv = np.where(absent, 0.0, 1.0 / np.sqrt(variance + a.epsilon))
     with np.errstate(invalid="ignore"):
         x_hat = (rows - mean) * inv  # BN, Algorithm 1, line 3; Algorithm 2, line 11
@@ -188,8 +191,12 @@ def gradients(step, dy, x):
     gamma = 1.0 if a.gamma is None else np.asarray(a.gamma, float)
     # The output of an element that was taken for the mean doesn't depend on the batch.
     own = np.where((step.weights > 0) | np.isfinite(x), dy, 0.0)
-    sums = own.sum(0) + step.x_hat * (own * step.x_hat).sum(0)
-    dx = gamma * step.r * step.inv * (own - step.share * sums)
+    # Where the statistics aren't the batch's, nothing flows through them: not 0 times
+    # an infinite sum either.
+    with np.errstate(invalid="ignore", over="ignore"):
+        sums = own.sum(0) + step.x_hat * (own * step.x_hat).sum(0)
+        through = np.where(step.share > 0, step.share * sums, 0.0)
+    dx = gamma * step.r * step.inv * (own - through)
     dgamma = (dy * (step.x_hat * step.r + step.d)).sum(0)
     return _restore(dx, a.axis, shape), dgamma, dy.sum(0)
 
@@ -224,7 +231,7 @@ def _virtual_batches(x, state, a, weights):
         index = tuple(index)
         part = batch_normalization(x[index], state, plain, weights=w[index])
         _, size, _, variance = moments(x[index], w[index], axis=a.axis)
-        known = _along((size > 0) & np.isfinite(variance), x, a.axis)
+        known = _along((size > 0) & (variance <= a.largest), x, a.axis)
         w[index] = np.where(known, w[index], 0.0)
         parts.append((part, index))
     y = np.empty_like(x)

@@ -105,14 +105,7 @@ def _seed():
 @pytest.fixture
 def float64():
     """Lets JAX compute in float64, which the others always do."""
-    import keras
+    from frameworks import float64_enabled
 
-    if keras.config.backend() != "jax":
+    with float64_enabled():
         yield
-        return
-    import jax
-
-    before = jax.config.read("jax_enable_x64")
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)

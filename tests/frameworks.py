@@ -1,8 +1,166 @@
 """What a test has to say differently on each backend, and nothing else."""
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
+
+
+@contextlib.contextmanager
+def float64_enabled():
+    """Lets JAX compute in float64, which the others always do."""
+    if keras.config.backend() != "jax":
+        yield
+        return
+    import jax
+
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def tensor_of(array, dtype, layout="contiguous"):
+    """A tensor, on PyTorch with the strides of one of its kinds of views.
+
+    Args:
+        array: float64 array.
+        dtype: string.
+        layout: "contiguous"; "permuted", with its axes in the reverse order in memory;
+            "strided", every second number of a larger tensor; "expanded", one number
+            in memory where all are the same.
+    """
+    tensor = ops.cast(ops.convert_to_tensor(array, "float64"), dtype)
+    if keras.config.backend() != "torch" or layout == "contiguous":
+        return tensor
+    import torch
+
+    if layout == "permuted":
+        order = tuple(range(tensor.dim()))[::-1]
+        return tensor.permute(order).contiguous().permute(order)
+    if layout == "strided":
+        return torch.stack([tensor, tensor], -1).flatten(-2)[..., ::2]
+    if array.size and (array == array.flat[0]).all():
+        return tensor.flatten()[0].expand(tensor.shape)
+    return tensor
+
+
+def call_and_gradients(layer, x, dy, mask, *, training=True, how="eager"):
+    """Calls a layer, which updates its statistics, and differentiates `sum(y * dy)`.
+
+    Args:
+        layer: a built layer.
+        x, dy: tensors.
+        mask: tensor or `None`.
+        training: a bool, or "traced True" or "traced False": a tensor, which compilers
+            don't know the value of.
+        how: "eager"; "compiled"; "unknown", compiled for unknown sizes where the
+            framework has such.
+
+    Returns:
+        Dictionary of `y`, `dx`, and the gradient of each trainable weight by its name.
+    """
+    traced = isinstance(training, str)
+    if traced:
+        training = ops.convert_to_tensor(training == "traced True")
+    run = {
+        "jax": _call_on_jax,
+        "tensorflow": _call_on_tensorflow,
+        "torch": _call_on_torch,
+    }[keras.config.backend()]
+    y, dx, dweights = run(layer, x, dy, mask, training, traced, how)
+    names = [v.name for v in layer.trainable_variables]
+    return {"y": y, "dx": dx, **dict(zip(names, dweights, strict=True))}
+
+
+def _call_on_jax(layer, x, dy, mask, training, traced, how):
+    import jax
+
+    fixed = None if traced else training
+
+    def step(x, dy, mask, training, trainable, state):
+        def loss(x, trainable):
+            y, after = layer.stateless_call(
+                trainable, state, x, training=training if traced else fixed, mask=mask
+            )
+            wide = x.dtype if x.dtype == "float64" else "float32"
+            product = ops.cast(y, wide) * ops.cast(dy, wide)
+            return ops.sum(product), (y, after)
+
+        gradients = jax.grad(loss, (0, 1), has_aux=True)(x, trainable)
+        return gradients
+
+    run = step if how == "eager" else jax.jit(step)
+    trainable = [v.value for v in layer.trainable_variables]
+    state = [v.value for v in layer.non_trainable_variables]
+    training = training if traced else None
+    (dx, dweights), (y, after) = run(x, dy, mask, training, trainable, state)
+    for variable, value in zip(layer.non_trainable_variables, after, strict=True):
+        variable.assign(value)
+    return y, dx, dweights
+
+
+def _call_on_tensorflow(layer, x, dy, mask, training, traced, how):
+    import tensorflow as tf
+
+    fixed = None if traced else training
+
+    def step(x, dy, mask, training):
+        sources = [x, *(v.value for v in layer.trainable_variables)]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=training if traced else fixed, mask=mask)
+        dx, *dweights = tape.gradient(y, sources, dy)
+        return y, dx, dweights
+
+    def signature(value):
+        shape = [None] * len(value.shape) if how == "unknown" else value.shape
+        return tf.TensorSpec(shape, value.dtype)
+
+    if how == "unknown":
+        # The size of the channels has to be known.
+        axes = {a % len(x.shape) for a in np.atleast_1d(layer.axis)}
+        sizes = [n if i in axes else None for i, n in enumerate(x.shape)]
+        specs = [tf.TensorSpec(sizes, x.dtype), tf.TensorSpec(sizes, dy.dtype)]
+        present = [mask] * (mask is not None) + [training] * traced
+        specs += map(signature, present)
+
+        @tf.function(input_signature=specs)
+        def run(x, dy, *more):
+            more = list(more)
+            mask_ = None if mask is None else more.pop(0)
+            return step(x, dy, mask_, more.pop() if traced else None)
+
+        return run(x, dy, *present)
+    run = step if how == "eager" else tf.function(step)
+    return run(x, dy, mask, training if traced else None)
+
+
+def _call_on_torch(layer, x, dy, mask, training, traced, how):
+    import torch
+
+    x = x.detach().requires_grad_()
+
+    def call(x, mask, training):
+        return layer(x, training=training, mask=mask)
+
+    if how != "eager":
+        # Keras creates a global at a layer's first call, which guards would miss.
+        layer(x.detach(), training=False)
+        torch._dynamo.reset()
+        call = torch.compile(
+            call,
+            fullgraph=True,
+            dynamic=True if how == "unknown" else None,
+            backend=lambda graph, inputs: graph.forward,
+        )
+    y = call(x, mask, training)
+    sources = [x, *(v.value for v in layer.trainable_variables)]
+    dx, *dweights = torch.autograd.grad(y, sources, dy)
+    return y.detach(), dx, dweights
 
 
 def to_numpy(x):

@@ -16,10 +16,16 @@ framework's own differentiation of these lines; `shift` cancels out of the
 result, so it has no gradient.
 """
 
+import math
+
 import keras
 from keras import ops
 
 from keras_bnx.backends import Arithmetic, Moments
+
+
+# The root of the largest number of each dtype.
+_ROOT_OF_LARGEST = {"float32": 2.0**64, "float64": 2.0**512}
 
 
 def replicas(axis_name):
@@ -110,7 +116,15 @@ def moments(x, weights, *, axes, reduce_sum=ops.sum, pick_element=pick_element):
         return total(values) / ops.where(count > 0, count, ops.ones_like(count))
 
     mean = average(shifted)
-    variance = average(ops.square(shifted - mean))
+    # An element whose square overflows leaves the channel without a variance, so that
+    # it is normalized by other numbers and no gradient comes back here. NaN in place
+    # of the element keeps that 0 from being multiplied by infinity.
+    centered = shifted - mean
+    has_square = (
+        ops.abs(centered) < _ROOT_OF_LARGEST[keras.backend.standardize_dtype(x.dtype)]
+    )
+    nan = ops.full_like(mean, math.nan)
+    variance = average(ops.square(ops.where(has_square, centered, nan)))
 
     channels = [ops.shape(x)[i] for i in axes]
 

@@ -155,7 +155,9 @@ def _tangent(axes, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
         x_hat = jnp.where(harmless, x_hat, 0.0)
     scale = inverse if gamma is None else gamma * inverse
     shared = weight * dx
-    first, second = jnp.sum(shared, others), jnp.sum(shared * x_hat, others)
+    first, second = _through_statistics(
+        share, jnp.sum(shared, others), jnp.sum(shared * x_hat, others)
+    )
     p, q = -scale * second, -scale * first
     p = p if gamma is None else dgamma + p
     if harmless is None and vectors["beta"] is not None:
@@ -185,9 +187,19 @@ def _(axes, primals, tangents):
     centered, dx, weight, _ = _centered(axes, x, weights, share, shift, tangents[0])
     mean, variance = _attached(axes, *primals)
     centered = centered - _per_element(x, axes)(mean)
-    dmean = jnp.sum(weight * dx, others)
-    dvariance = jnp.sum(2.0 * weight * centered * dx, others)
-    return (mean, variance), (dmean, dvariance)
+    return (mean, variance), _through_statistics(
+        share,
+        jnp.sum(weight * dx, others),
+        jnp.sum(2.0 * weight * centered * dx, others),
+    )
+
+
+def _through_statistics(share, *sums):
+    """The sums, and 0 in channels that are normalized by other numbers.
+
+    There each term has been multiplied by 0; but 0 times infinity is NaN.
+    """
+    return tuple(jnp.where(share > 0, total, 0.0) for total in sums)
 
 
 def _centered(axes, x, weights, share, shift, dx):

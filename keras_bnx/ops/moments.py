@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_bnx.backends import Moments
+from keras_bnx.ops.bounds import at_least
 
 
 def moments(inputs, weights=None, *, axes, arithmetic):
@@ -63,7 +64,7 @@ def join(parts, axis, *, leave_out=True):
     second = total(joined.count * (joined.variance + ops.square(mean))) / n
     mean = total(joined.count * mean) / n
     # `mean` is a rounding error here, and its square no threat to the digits.
-    variance = ops.maximum(second - ops.square(mean), ops.zeros_like(second))
+    variance = at_least(second - ops.square(mean), 0.0)
     return Moments(count, size, shift, mean, variance)
 
 

@@ -1,6 +1,10 @@
 """Batch renormalization: a correction of step 2."""
 
+import math
+
 from keras import ops
+
+from keras_bnx.ops.bounds import at_least, at_most
 
 
 def renorm_corrections(
@@ -26,15 +30,13 @@ def renorm_corrections(
     """
     stddev = ops.sqrt(batch.variance + epsilon)
     # A stored deviation can be 0; one computed here never is below this.
-    floor = ops.sqrt(ops.full_like(renorm_stddev, epsilon))
-    renorm_stddev = ops.maximum(renorm_stddev, floor)
+    renorm_stddev = at_least(renorm_stddev, math.sqrt(epsilon))
     r = stddev / renorm_stddev
     d = ((batch.shift - renorm_mean) + batch.mean) / renorm_stddev
     if rmin is not None:
-        r = ops.maximum(r, ops.cast(rmin, r.dtype))
+        r = at_least(r, rmin)
     if rmax is not None:
-        r = ops.minimum(r, ops.cast(rmax, r.dtype))
+        r = at_most(r, rmax)
     if dmax is not None:
-        dmax = ops.cast(dmax, d.dtype)
-        d = ops.minimum(ops.maximum(d, -dmax), dmax)
+        d = at_most(at_least(d, -dmax), dmax)
     return ops.stop_gradient(r), ops.stop_gradient(d)

@@ -18,21 +18,40 @@ def with_virtual_axis(axes, batch_axis):
     return tuple(sorted([batch_axis, *(a + (a > batch_axis) for a in axes)]))
 
 
-def split(x, size, axis):
+def split(x, weights, size, axis):
     """Splits a batch into virtual batches of `size` examples, in order.
 
     Args:
         x: tensor.
+        weights: tensor that broadcasts against `x`, or `None`.
         size: integer, examples in each; the last has what remains.
         axis: the axis of the examples.
 
     Returns:
-        List of at most two tensors: the virtual batches of `size` examples along a
-        new axis in front of `axis`, and the rest, one virtual batch. Where the
-        number of examples isn't known yet, each may have nothing.
+        Two lists of at most two tensors, of `x` and of `weights`: the virtual batches
+        of `size` examples along a new axis in front of `axis`, and the rest, one
+        virtual batch. Where the number of examples isn't known yet, each may have
+        nothing. Of `weights` that aren't there each is `None`.
     """
-    before, (rows, *after) = x.shape[:axis], x.shape[axis:]
-    shape = [ops.shape(x)[i] if n is None else n for i, n in enumerate(x.shape)]
+    # TensorFlow may know the size of one of the two only.
+    known = [x.shape[axis]]
+    if weights is not None and weights.shape[axis] != 1:
+        known.append(weights.shape[axis])
+    rows = next((n for n in known if n is not None), None)
+    parts = _split(x, rows, size, axis)
+    if weights is None:
+        return parts, [None] * len(parts)
+    if weights.shape[axis] == 1:
+        return parts, [ops.expand_dims(weights, axis)] * len(parts)
+    # What isn't known may turn out to be 1.
+    shape = list(ops.shape(weights))
+    shape[axis] = ops.shape(x)[axis] if rows is None else rows
+    return parts, _split(ops.broadcast_to(weights, shape), rows, size, axis)
+
+
+def _split(x, rows, size, axis):
+    """Splits one tensor that has `rows` examples, or an unknown number of them."""
+    shape = list(ops.shape(x))
     before, after = shape[:axis], shape[axis + 1 :]
     if rows is None:
         whole = shape[axis] // size * size
@@ -45,7 +64,7 @@ def split(x, size, axis):
     index = (slice(None),) * axis
     full, rest = x[(*index, slice(0, whole))], x[(*index, slice(whole, None))]
     return [
-        ops.reshape(full, (*before, -1, size, *after)),
+        ops.reshape(full, (*before, whole // size, size, *after)),
         ops.expand_dims(rest, axis),
     ]
 

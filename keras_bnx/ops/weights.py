@@ -42,9 +42,7 @@ def mask_to_weights(mask, inputs, dtype, *, axes):
     full = tuple(inputs.shape)
     mask_shape = tuple(mask.shape)
     for shape in _candidates(mask_shape, len(full), axes):
-        if all(
-            m in (1, None) or n in (m, None) for m, n in zip(shape, full, strict=True)
-        ):
+        if all(map(_broadcasts, shape, full)):
             break
     else:
         without_channels = tuple(n for i, n in enumerate(full) if i not in axes)
@@ -58,6 +56,41 @@ def mask_to_weights(mask, inputs, dtype, *, axes):
     sizes = iter(n for n, m in zip(ops.shape(mask), mask_shape, strict=True) if m != 1)
     shape = [1 if n == 1 else next(sizes) for n in shape]
     return ops.stop_gradient(ops.reshape(ops.cast(mask, dtype), shape))
+
+
+def vary_by_channel(weights, axes):
+    """Whether weights may count an element in one channel and not in another."""
+    return weights is not None and any(weights.shape[i] != 1 for i in axes)
+
+
+def are_counted(weights, axes):
+    """Whether anything counts in each channel, a tensor of the channel axes' shape."""
+    others = tuple(i for i in range(len(weights.shape)) if i not in axes)
+    return ops.any(weights > 0, axis=others) if others else weights > 0
+
+
+def leave_out_absent(gamma, counted, channels):
+    """Sets gamma to 0 in channels that a mask leaves out as a whole: they give `beta`.
+
+    Keras's own masks do so to a layer whose channels aren't last, where they cover
+    the channels of padding. In a batch that is padding alone none is left out.
+
+    Args:
+        gamma: tensor of one number per channel.
+        counted: bool tensor of that shape: whether anything counts in a channel.
+        channels: the axes of `counted` that are of channels, not of virtual batches.
+    """
+    any_counts = ops.any(counted, axis=tuple(channels), keepdims=True)
+    absent = ops.logical_and(ops.logical_not(counted), any_counts)
+    return ops.where(absent, ops.zeros_like(gamma), gamma)
+
+
+def _broadcasts(size, full_size):
+    """Whether a size of the mask serves that of the inputs; unknown ones do."""
+    # Comparisons, not `in`: symbolic sizes of `torch.compile` can't be searched for.
+    if size is None or full_size is None:
+        return True
+    return size == 1 or size == full_size
 
 
 def _candidates(shape, ndim, axes):

@@ -13,7 +13,7 @@ from keras_bnx.ops.moments import join
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 100])
 def test_splitting_keeps_the_order_and_joining_undoes_it(size, axis):
     x = np.arange(7 * 4, dtype="float32").reshape((7, 4) if axis == 0 else (4, 7))
-    parts = virtual.split(ops.array(x), size, axis)
+    parts, masks = virtual.split(ops.array(x), None, size, axis)
     # The virtual batches along their own axis, each as a slice of the batch.
     found = [
         to_numpy(np.moveaxis(to_numpy(p), axis, 0)[i])
@@ -26,6 +26,23 @@ def test_splitting_keeps_the_order_and_joining_undoes_it(size, axis):
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(to_numpy(virtual.join(parts, axis)), x)
+    assert masks == [None] * len(parts)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("size", [3, 7, 100])
+def test_weights_are_split_as_the_batch_is(rows, size):
+    x = ops.array(np.zeros((7, 4), "float32"))
+    weights = np.arange(rows * 4, dtype="float32").reshape(rows, 4)
+    parts, masks = virtual.split(x, ops.array(weights), size, 0)
+    spread = [
+        np.broadcast_to(to_numpy(mask), tuple(part.shape)).reshape(-1, 4)
+        for part, mask in zip(parts, masks, strict=True)
+    ]
+
+    np.testing.assert_array_equal(
+        np.concatenate(spread), np.broadcast_to(weights, (7, 4))
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""Runs random combinations: `python tests/fuzz.py --seconds 600`.
+
+`nox -s fuzz` and `tests/test_combinations.py` call it. Each combination is printed before
+it runs, in a process of their own: a crash in a kernel can't be caught, but then the
+last line that was printed says where.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUNNING = "running "
+
+
+def run(first, count):
+    """Runs the combinations of the seeds `first`, `first + 1`, ... in this process.
+
+    Raises:
+        AssertionError: with a simplified combination, at the first that fails.
+    """
+    import keras
+    from combinations import check, draw, simplified
+
+    def failure(combination):
+        print(f"{RUNNING}{combination}", flush=True)
+        try:
+            check(combination)
+        except Exception as error:
+            return error
+        finally:
+            keras.utils.clear_session()
+
+    for seed in range(first, first + count):
+        combination = draw(seed)
+        error = failure(combination)
+        if error is not None:
+            simple = simplified(combination, failure)
+            raise AssertionError(
+                f"Seed {seed}, {combination}, or simpler: {simple}"
+            ) from (failure(simple) or error)
+
+
+def run_in_a_process(first, count):
+    """Calls `run` in a process of its own.
+
+    Returns:
+        How many combinations were run.
+
+    Raises:
+        AssertionError: with the combination, if one failed or killed the process.
+    """
+    command = [sys.executable, __file__, "--first", first, "--count", count]
+    finished = subprocess.run(
+        [*map(str, command), "--in-process"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = [x for x in finished.stdout.splitlines() if x.startswith(RUNNING)]
+    if finished.returncode < 0:
+        last = lines[-1].removeprefix(RUNNING) if lines else "its start"
+        raise AssertionError(
+            f"The process died of signal {-finished.returncode} at {last}"
+        )
+    if finished.returncode:
+        raise AssertionError(finished.stderr[-6000:])
+    return len(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--count", type=int, default=200, help="seeds in a process")
+    parser.add_argument("--seconds", type=float, help="go on with more seeds so long")
+    parser.add_argument("--in-process", action="store_true", help="once, in this one")
+    arguments = parser.parse_args()
+    first, count = arguments.first, arguments.count
+    if arguments.in_process:
+        run(first, count)
+        return
+    start, passed = time.monotonic(), 0
+    while True:
+        passed += run_in_a_process(first, count)
+        first += count
+        seconds = time.monotonic() - start
+        print(f"{passed} combinations passed in {seconds:.0f} s", flush=True)
+        if arguments.seconds is None or seconds > arguments.seconds:
+            return
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    main()
