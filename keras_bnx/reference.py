@@ -139,7 +139,8 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
         # BRN, Algorithm 1, lines 3 and 4; constants to the gradient.
         sigma = np.sqrt(variance + a.epsilon)
         renorm_mean, renorm_stddev = state.renorm_mean, state.renorm_stddev
-        if a.debias_moving_statistics:
+        debias = a.debias_moving_statistics and a.renorm_momentum != 1.0
+        if debias:
             renorm_mean = state.debiased.get("renorm_mean", renorm_mean)
             renorm_stddev = state.debiased.get("renorm_stddev", renorm_stddev)
         moving_sigma = np.maximum(renorm_stddev, np.sqrt(a.epsilon))
@@ -148,7 +149,7 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
         dmax = clip.get("dmax", np.inf)
         d = np.clip((mean - renorm_mean) / moving_sigma, -dmax, dmax)
         known = usable
-        if a.debias_moving_statistics:
+        if debias:
             known = usable & (state.scale_updates > 0)
         r, d = np.where(known, r, 1.0), np.where(known, d, 0.0)
     after = state
@@ -204,7 +205,9 @@ def gradients(step, dy, x):
 def inference_statistics(state, a):
     """Mean and variance at inference."""
     mean, variance = state.moving_mean, state.moving_variance
-    if a.debias_moving_statistics:
+    # A momentum of 1 gives no batch any weight: 0 / 0 is no reason to leave the
+    # initial values.
+    if a.debias_moving_statistics and a.momentum != 1.0:
         scale = state.debiased.get("scale", variance)
         if a.renorm:
             scale = np.maximum(scale**2 - a.epsilon, 0.0)

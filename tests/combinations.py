@@ -2,9 +2,9 @@
 
 A `Combination` says everything about a few calls of one layer: the inputs and how
 they lie in memory, the mask, the arguments, and whether and how it is compiled.
-`draw` makes one of a seed, `check` runs it and asserts that outputs, gradients and every
-statistic are those of `keras_bnx.reference`, and that a saved layer goes on bit for bit;
-`simplified` takes away from one that fails what isn't needed for it.
+`draw` makes one of a seed, `check` runs it and asserts that outputs, gradients and
+every statistic are those of `keras_bnx.reference`, and that a saved layer goes on bit
+for bit; `simplified` takes away from one that fails what isn't needed for it.
 
 Combinations are drawn evenly by NumPy, not by hypothesis: five of its six examples
 resemble the one before, and each is a second of compilation on JAX.

@@ -1,8 +1,8 @@
 """Runs random combinations: `python tests/fuzz.py --seconds 600`.
 
-`nox -s fuzz` and `tests/test_combinations.py` call it. Each combination is printed before
-it runs, in a process of their own: a crash in a kernel can't be caught, but then the
-last line that was printed says where.
+`nox -s fuzz` and `tests/test_combinations.py` call it. Each combination is printed
+before it runs, in a process of their own: a crash in a kernel can't be caught, but then
+the last line that was printed says where.
 """
 
 import argparse
@@ -56,8 +56,7 @@ def run_in_a_process(first, count):
     finished = subprocess.run(
         [*map(str, command), "--in-process"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     lines = [x for x in finished.stdout.splitlines() if x.startswith(RUNNING)]

@@ -23,7 +23,6 @@ from keras import ops
 
 from keras_bnx.backends import Arithmetic, Moments
 
-
 # The root of the largest number of each dtype.
 _ROOT_OF_LARGEST = {"float32": 2.0**64, "float64": 2.0**512}
 
@@ -120,11 +119,9 @@ def moments(x, weights, *, axes, reduce_sum=ops.sum, pick_element=pick_element):
     # it is normalized by other numbers and no gradient comes back here. NaN in place
     # of the element keeps that 0 from being multiplied by infinity.
     centered = shifted - mean
-    has_square = (
-        ops.abs(centered) < _ROOT_OF_LARGEST[keras.backend.standardize_dtype(x.dtype)]
-    )
+    limit = _ROOT_OF_LARGEST[keras.backend.standardize_dtype(x.dtype)]
     nan = ops.full_like(mean, math.nan)
-    variance = average(ops.square(ops.where(has_square, centered, nan)))
+    variance = average(ops.square(ops.where(ops.abs(centered) < limit, centered, nan)))
 
     channels = [ops.shape(x)[i] for i in axes]
 
