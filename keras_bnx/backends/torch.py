@@ -146,8 +146,9 @@ def normalize(
         # They may be the moving statistics, which the next batch changes in place.
         shift, variance = shift.clone(), variance.clone()
     statistics = shift, mean, variance, epsilon
-    if share is None and weights is None and not large and len(axes) == 1:
-        return _forward(x, None, *axes, *statistics, gamma, beta, False)
+    if weights is None and not large and len(axes) == 1 and x.numel() > 0:
+        if share is None and not torch.is_grad_enabled():
+            return _forward(x, None, *axes, *statistics, gamma, beta, False)
     how = share, sum_replicas, large
     return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, *how)
 
@@ -178,6 +179,9 @@ class _Normalize(torch.autograd.Function):
     ):
         ctx.save_for_backward(x, weights, shift, mean, variance, gamma)
         ctx.constants = axes, epsilon, share, sum_replicas, large
+        if x.numel() == 0:
+            # Not for kernels: they divide by sizes, and kill the process.
+            return x.clone()
         vectors = shift, mean, variance, epsilon, gamma, beta
         if len(axes) == 1:
             return _forward(x, weights, *axes, *vectors, large)
@@ -189,7 +193,7 @@ class _Normalize(torch.autograd.Function):
         axes, epsilon, share, sum_replicas, large = ctx.constants
         wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
         statistics = shift, mean, variance, epsilon
-        if weights is not None or torch.is_grad_enabled():
+        if weights is not None or x.numel() == 0 or torch.is_grad_enabled():
             how = gamma, share, sum_replicas
             found = _gradients(dy, x, weights, axes, *statistics, *how)
         elif len(axes) > 1:
@@ -309,17 +313,32 @@ def _backward_virtual(
         ]
         dgamma, dbeta = (layout.fold(torch.stack(s)) for s in zip(*sums, strict=True))
     if wanted[0]:
-        first, second = dbeta, dgamma
-        if sum_replicas is not None:
-            first, second = sum_replicas(torch.stack([first, second]))
         scale = inverse if gamma is None else gamma * inverse
-        slope = -share * scale * inverse * second
-        offset = -share * scale * first - slope * center
-        offset, slope, scale = map(layout.per_element, (offset, slope, scale))
-        # In place: fresh memory would cost more than the sum.
-        dx = torch.addcmul(offset, values, slope, out=dx).addcmul_(dy, scale)
+        if share is None:
+            dx = dy * layout.per_element(scale)
+        else:
+            sums = torch.stack([dbeta, dgamma])
+            first, second = _of_statistics(sums, share, sum_replicas)
+            slope = -scale * inverse * second
+            offset = -scale * first - slope * center
+            offset, slope, scale = map(layout.per_element, (offset, slope, scale))
+            # In place: fresh memory would cost more than the sum.
+            dx = torch.addcmul(offset, values, slope, out=dx).addcmul_(dy, scale)
         dx = layout.restore(dx).to(x.dtype)
     return dx, dgamma, dbeta
+
+
+def _of_statistics(sums, share, sum_replicas):
+    """`share` times sums of all replicas: what flows through mean and variance.
+
+    Nothing does in a channel that is normalized by other numbers. There 0 times sums
+    that aren't finite would be NaN, for every element of the channel.
+    """
+    if sum_replicas is not None:
+        sums = sum_replicas(sums)
+    if isinstance(share, torch.Tensor):
+        sums = torch.where(share > 0, sums, 0.0)
+    return share * sums
 
 
 def _gradients(
@@ -335,25 +354,23 @@ def _gradients(
     def total(values):
         return values.sum(others) if others else values
 
-    def of_all(*totals):
-        return totals if sum_replicas is None else sum_replicas(torch.stack(totals))
-
     def per_element(vector):
         return _per_element(vector, x, axes)
 
+    def of_counted(values):
+        # Weight 0 isn't enough: 0 times infinity is NaN.
+        return values if weights is None else torch.where(weights > 0, values, 0.0)
+
     centered, harmless = _centered(x, weights, shift, mean, axes)
     mean = torch.zeros_like(shift) if mean is None else mean
-    if share is not None:
-        weight = per_element(torch.ones_like(mean) * share)
-        if weights is not None:
-            weight = weight * weights.clamp(min=0).nan_to_num()
-        if torch.is_grad_enabled():
-            # The statistics as functions of x: their values stay, and get gradients.
-            (first,) = of_all(total(weight * centered))
-            mean = mean + (first - first.detach())
-            squares = (centered - per_element(mean)).square()
-            (second,) = of_all(total(weight * squares))
-            variance = variance + (second - second.detach())
+    weight = 1.0 if weights is None else weights.clamp(min=0).nan_to_num()
+    if share is not None and torch.is_grad_enabled():
+        # The statistics as functions of x: their values stay, and get gradients.
+        first = _of_statistics(total(weight * centered), share, sum_replicas)
+        mean = mean + (first - first.detach())
+        squares = of_counted(centered - per_element(mean)).square()
+        second = _of_statistics(total(weight * squares), share, sum_replicas)
+        variance = variance + (second - second.detach())
     inverse = (variance + epsilon).rsqrt()
     x_hat = (centered - per_element(mean)) * per_element(inverse)
     if harmless is not None:
@@ -365,8 +382,9 @@ def _gradients(
         dx = torch.where(harmless, dy, 0.0)
         first = total(dx)
     if share is not None:
-        first, second = of_all(first, dgamma)
-        dx = dx - weight * (per_element(first) + x_hat * per_element(second))
+        sums = torch.stack([first, dgamma])
+        first, second = map(per_element, _of_statistics(sums, share, sum_replicas))
+        dx = dx - weight * (first + of_counted(x_hat) * second)
     dx = dx * per_element(inverse if gamma is None else gamma * inverse)
     return dx.to(x.dtype), dgamma, dbeta
 
@@ -503,9 +521,10 @@ class _Layout(NamedTuple):
     """How to see a tensor as (rows, channels), or (examples, channels, inner).
 
     Strides decide, not the axis: a convolution's outputs are often a permuted
-    view. What is contiguous in neither form is copied into rows. Virtual batches come
-    first, (virtual batches, rows, channels); there several rows are seen as one where
-    channels are few, and vectors are repeated as often.
+    view. What is contiguous in neither form is copied into rows: on other memory some
+    kernels take sums in 16 bits. Virtual batches come first, (virtual batches, rows,
+    channels); there several rows are seen as one where channels are few, and vectors
+    are repeated as often.
     """
 
     axis: int
@@ -517,7 +536,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, x, axis, *, virtual=False):
-        for to in (axis, 1 + virtual, -1):
+        for to in (axis, min(1 + virtual, x.dim() - 1), -1):
             moved = x if to == axis or x.dim() < 2 else x.movedim(axis, to)
             if moved.is_contiguous():
                 break
@@ -535,7 +554,7 @@ class _Layout(NamedTuple):
 
     def view(self, x):
         moved = x if self.to == self.axis else x.movedim(self.axis, self.to)
-        return moved.reshape(self.shape)
+        return moved.reshape(self.shape).contiguous()
 
     def restore(self, values):
         moved = values.view(self.moved)

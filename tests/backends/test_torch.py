@@ -1,5 +1,7 @@
 """What PyTorch users do with a layer beyond `fit`."""
 
+import itertools
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 import torch
 from frameworks import statistics
 
-from keras_bnx import BatchNormalization
+from keras_bnx import BatchNormalization, force_implementation
 from keras_bnx.backends import torch as backend
 
 X = torch.tensor(np.random.default_rng(0).normal(2.0, 1.0, (8, 3)).astype("float32"))
@@ -226,6 +228,199 @@ def built_for(shape, axis):
 
 def gamma_and_beta(layer):
     return [layer.gamma.value, layer.beta.value]
+
+
+def weights_of(layer):
+    return [v.value for v in layer.trainable_variables]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "reversed in memory": lambda x: (
+        x.permute(*range(x.dim())[::-1]).contiguous().permute(*range(x.dim())[::-1])
+    ),
+    "every other one": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "one for all": lambda x: x[:1].expand(x.shape),
+}
+
+
+# Each of both, and each beside the usual one.
+LAYOUT_PAIRS = [(name, name) for name in LAYOUTS]
+LAYOUT_PAIRS += [("contiguous", name) for name in LAYOUTS if name != "contiguous"]
+LAYOUT_PAIRS += [(name, "contiguous") for name in LAYOUTS if name != "contiguous"]
+
+
+def in_layout(x, layout):
+    return LAYOUTS[layout](x).detach().requires_grad_()
+
+
+# A kernel that divides by a size kills the process, and so this file's whole run.
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((0, 3), -1),
+        ((0, 3, 4), 1),
+        ((0, 4, 3), -1),
+        ((4, 3, 0), 1),
+        ((4, 0, 3), 1),  # no channels
+        ((4, 0), -1),
+        ((5000, 0), -1),
+        ((0, 3, 4), (0, 1)),
+        ((2, 0, 4), (0, 2)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_an_empty_batch_has_empty_and_zero_gradients(shape, axis, dtype):
+    policy = f"mixed_{dtype}" if "16" in dtype else dtype
+    empty = torch.zeros(shape, dtype=getattr(torch, dtype))
+    for training, mask, layout, size in itertools.product(
+        (True, False), (None, torch.ones(shape)), LAYOUTS, (None, 2)
+    ):
+        layer = BatchNormalization(axis, dtype=policy, virtual_batch_size=size)
+        layer.build(shape)
+        before = statistics(layer)
+        x = in_layout(empty, layout)
+        y = layer(x, training=training, mask=mask)
+        weights = weights_of(layer)
+        dx, *found = torch.autograd.grad(y, [x, *weights], torch.ones_like(y))
+
+        assert y.shape == dx.shape == shape
+        assert y.dtype == dx.dtype == x.dtype
+        for gradient, weight in zip(found, weights, strict=True):
+            assert gradient.dtype == weight.dtype
+            torch.testing.assert_close(gradient, torch.zeros_like(weight))
+        for name, value in statistics(layer).items():
+            np.testing.assert_array_equal(value, before[name])
+
+
+def assert_layouts_change_nothing(shape, axis, dtype, tolerance, **arguments):
+    """Numbers and gradients of every layout are those of the generic float64 run."""
+    rng = np.random.default_rng(0)
+    values, upstream = (
+        torch.tensor(rng.normal(size=shape)).to(getattr(torch, dtype)) for _ in "xy"
+    )
+    policy = f"mixed_{dtype}" if "16" in dtype else dtype
+    exact = BatchNormalization(axis, dtype="float64", **arguments)
+    layer = BatchNormalization(axis, dtype=policy, **arguments)
+    exact.build(shape)
+    layer.build(shape)
+    for (of_x, of_dy), training in itertools.product(LAYOUT_PAIRS, (True, False)):
+        x, dy = in_layout(values, of_x), LAYOUTS[of_dy](upstream)
+        y = layer(x, training=training)
+        found = [y, *torch.autograd.grad(y, [x, *weights_of(layer)], dy)]
+        with force_implementation("generic"):
+            x = x.detach().to(torch.float64).requires_grad_()
+            y = exact(x, training=training)
+            grads = torch.autograd.grad(y, [x, *weights_of(exact)], dy.to(y.dtype))
+        assert [v.dtype for v in found[2:]] == [w.dtype for w in weights_of(layer)]
+        for name, actual, expected in zip(
+            ("y", "dx", "dgamma", "dbeta"), found, (y, *grads), strict=True
+        ):
+            near = tolerance if name.startswith("d") and name != "dx" else None
+            near = near or max(tolerance, 2e-2 if "16" in dtype else 0)
+            torch.testing.assert_close(
+                actual.double(),
+                expected,
+                rtol=near,
+                atol=near,
+                msg=lambda m, what=(name, of_x, of_dy, training): f"{what}: {m}",
+            )
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "size"),
+    [
+        ((3, 5, 4), (0, 2), None),
+        ((3, 4, 5), (0, 1), None),
+        ((3, 4), (0, 1), None),
+        ((3, 4, 1, 5), (0, 1), None),
+        ((3, 4, 5), (0, 1), 2),
+        ((4, 6), 0, 3),
+        ((4, 6, 5), 0, 3),
+        ((6, 4, 5), 1, 3),
+        ((6, 1, 5), 1, 3),
+        ((6, 5, 4), -1, None),
+        ((6, 4, 5), 1, None),
+        ((5,), 0, None),
+    ],
+)
+def test_layouts_change_no_number(shape, axis, size):
+    assert_layouts_change_nothing(shape, axis, "float64", 1e-9, virtual_batch_size=size)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((600, 6), -1), ((6, 600), 0), ((40, 6, 15), 1)]
+)
+def test_gradients_of_gamma_and_beta_arent_rounded_to_16_bits(shape, axis, dtype):
+    # A millionth of each of 600 terms; rounding to 16 bits would cost 1e-2 and more.
+    assert_layouts_change_nothing(shape, axis, dtype, 600e-6)
+
+
+# The variance of any isn't finite in float32.
+@pytest.mark.parametrize("value", [1e25, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("upstream", [0.0, 1.0, math.inf])
+def test_an_unusable_channel_has_the_gradient_of_inference(value, upstream):
+    for second_order, ratio, (shape, axis, size, masked) in itertools.product(
+        (False, True),
+        (1.0, 1e6),
+        (
+            ((6, 3), -1, None, False),
+            ((6, 3, 4), 1, None, False),
+            ((6, 3), -1, 2, False),
+            ((6, 3), -1, None, True),
+        ),
+    ):
+        layer = BatchNormalization(axis, virtual_batch_size=size)
+        layer.build(shape)
+        mask = torch.arange(6) < 5 if masked else None
+        rng = np.random.default_rng(0)
+        clean = torch.tensor(rng.normal(ratio, 1.0, shape)).float()
+        dy = torch.tensor(rng.normal(size=shape)).float()
+        x = clean.clone()
+        x[(0, 1, *[0] * (len(shape) - 2))] = value
+        dy[(0, 1, *[0] * (len(shape) - 2))] = upstream
+        bad = x != clean
+        x, clean = x.requires_grad_(), clean.requires_grad_()
+
+        def grads(x, training, layer=layer, mask=mask, dy=dy):
+            y = layer(x, training=training, mask=mask)
+            sources = [x, *gamma_and_beta(layer)]
+            return torch.autograd.grad(y, sources, dy, create_graph=second_order)
+
+        inference = grads(clean.detach().requires_grad_(), False)[0]
+        dx, dgamma, dbeta = grads(x, True)
+        usual = grads(clean, True)[0] if upstream != math.inf else None
+        of_channel = torch.zeros(shape, dtype=torch.bool)
+        of_channel[: size or 6, 1] = True
+        finite = of_channel & ~(bad & ~x.isfinite())
+        if upstream == math.inf:
+            finite &= ~bad
+        torch.testing.assert_close(dx[finite], inference[finite])
+        if usual is not None:
+            torch.testing.assert_close(dx[~of_channel], usual[~of_channel])
+            others = [i for i in range(dy.dim()) if i != axis % dy.dim()]
+            torch.testing.assert_close(dbeta, dy.sum(others))
+        if value != 1e25:
+            assert not dgamma[1].isfinite()
+        assert dgamma[[0, 2]].isfinite().all()
+        if second_order:
+            (again,) = torch.autograd.grad(dx[finite].sum(), x)
+            assert again[~bad].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 3, 5)])
+def test_float64_stays_float64_where_a_channel_isnt_usable(shape):
+    layer = BatchNormalization(1, dtype="float64")
+    layer.build(shape)
+    layer.moving_mean.assign(1000.0 * torch.ones(3))
+    x = torch.ones(shape, dtype=torch.float64)
+    x[0, 1] = math.inf
+    y = layer(x, training=True)
+
+    assert y.dtype == torch.float64
+    expected = torch.full_like(y[1:, 1], -999.0 / math.sqrt(1.001))
+    torch.testing.assert_close(y[1:, 1], expected, rtol=1e-14, atol=0)
 
 
 RANK = """
