@@ -453,7 +453,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             variance = batch.variance
         else:
             shift = ops.where(usable, batch.shift, mean)
-            rest = ops.where(usable, batch.mean, 0.0)
+            # A choice of two Python numbers would be float32.
+            rest = batch.mean
+            rest = rest if isinstance(rest, float) else ops.where(usable, rest, 0.0)
             variance = ops.where(usable, batch.variance, variance)
             infinity = ops.full_like(shift, math.inf)
             share = 1.0 / ops.where(usable, batch.count, infinity)
