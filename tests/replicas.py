@@ -26,6 +26,7 @@ class Scenario:
     synchronized: object = True
     arguments: dict = field(default_factory=dict)
     compiled: bool = False  # PyTorch
+    jobs: int = 1  # PyTorch: DistributedDataParallel of so many process groups
 
     def data(self):
         """Inputs, masks and upstream gradients, lists of one array per replica.
@@ -73,6 +74,9 @@ SCENARIOS = [
         [
             Scenario("compiled", masked=True, compiled=True),
             Scenario("compiled, unequal", rows=(5, 2, 3), compiled=True, mean=1e3),
+            Scenario("jobs", rows=(3, 4, 5, 6), jobs=2, mean=10.0),
+            Scenario("jobs, masks", rows=(3, 0, 5, 6), jobs=2, masked=True),
+            Scenario("jobs, local", rows=(3, 4, 5, 6), jobs=2, synchronized=False),
         ]
         if os.environ.get("KERAS_BACKEND") == "torch"
         else []
@@ -106,7 +110,7 @@ def expected(scenario):
 
     x, masks, dy = scenario.data()
     state, arguments = oracle(build(scenario, one=True))
-    count = len(x)
+    count = len(x) // scenario.jobs
     size = {True: count, False: 1}.get(scenario.synchronized, scenario.synchronized)
 
     def step(members):
@@ -116,10 +120,12 @@ def expected(scenario):
         )
         return found, reference.gradients(found, joined[2], joined[0])[0]
 
-    after = step(range(count))[0].state
-    statistics = vars(after) | {f"debiased_{k}": v for k, v in after.debiased.items()}
     results = []
-    for first in range(0, count, size):
+    for first in range(0, len(x), size):
+        job = first // count * count
+        after = step(range(job, job + count))[0].state
+        debiased = {f"debiased_{k}": v for k, v in after.debiased.items()}
+        statistics = vars(after) | debiased
         members = range(first, first + size)
         found, dx = step(members)
         cuts = np.cumsum([scenario.rows[i] for i in members])[:-1]
@@ -297,25 +303,28 @@ def _run_tensorflow(scenario):
     ]
 
 
-def _torch_rank(scenario, rank):
+def _torch_rank(scenario, rank, jobs):
     import torch
 
     layer = build(scenario)
     x, mask, dy = (torch.tensor(v[rank]) for v in scenario.data())
     x = x.requires_grad_()
-    if scenario.synchronized or not layer.trainable_variables:
+    in_jobs = scenario.jobs > 1
+    if not in_jobs and (scenario.synchronized or not layer.trainable_variables):
         call = layer
     else:
         # Its statistics are joined in there; gradients are averaged.
-        call = torch.nn.parallel.DistributedDataParallel(layer)
+        call = torch.nn.parallel.DistributedDataParallel(
+            layer, process_group=jobs[rank // 2] if in_jobs else None
+        )
     if scenario.compiled:
         layer(x.detach(), training=False)
         call = torch.compile(call, fullgraph=True)
     sums, all_reduce = [], torch.distributed.all_reduce
 
-    def counting(value):
+    def counting(value, group=None):
         sums.append(value.numel())
-        return all_reduce(value)
+        return all_reduce(value, group=group)
 
     if not scenario.compiled:
         torch.distributed.all_reduce = counting
@@ -332,10 +341,28 @@ def _torch_rank(scenario, rank):
         },
         **(
             {f"d{v.name}": v.value.grad.numpy() for v in layer.trainable_variables}
-            if scenario.synchronized
+            if scenario.synchronized and not in_jobs
             else {}
         ),
     }
+
+
+def _torch_jobs(rank, group):
+    """Jobs of their own number of steps, and so of their own statistics."""
+    import torch
+
+    from keras_bnx import BatchNormalization
+
+    means = {}
+    for synchronized in (True, False):
+        layer = BatchNormalization(momentum=0.0, synchronized=synchronized)
+        layer.build((None, CHANNELS))
+        call = torch.nn.parallel.DistributedDataParallel(layer, process_group=group)
+        for _ in range(1 + rank // 2):
+            x = torch.full((4, CHANNELS), float(rank % 2 + 10 * (rank // 2)))
+            call(x.requires_grad_(), training=True).sum().backward()
+        means[synchronized] = layer.moving_mean.value.detach().numpy().copy()
+    return {"jobs that stop": means}
 
 
 def _main(folder, rank, count):
@@ -357,7 +384,11 @@ def _main(folder, rank, count):
         distributed.init_process_group(
             "gloo", init_method=store, rank=rank, world_size=count
         )
-        results = {s.name: _torch_rank(s, rank) for s in scenarios}
+        # Each process has to know of every group.
+        jobs = [distributed.new_group([i, i + 1]) for i in range(0, count - 1, 2)]
+        results = {s.name: _torch_rank(s, rank, jobs) for s in scenarios}
+        if count == 4:
+            results |= _torch_jobs(rank, jobs[rank // 2])
         distributed.destroy_process_group()
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(results))
 

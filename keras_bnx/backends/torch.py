@@ -22,6 +22,7 @@ The gradient keeps `x` and vectors. Gradients of gradients are PyTorch's own, of
 the formula in `_gradients`.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -589,37 +590,46 @@ def is_known_finite(vector):
 
 
 def replicas(axis_name):
-    """The processes of `torch.distributed`.
+    """The processes of `torch.distributed` that train one model.
 
-    Those that aren't synchronized join their statistics inside of
-    `DistributedDataParallel` only: outside, nothing says that they train one model.
+    Inside of `DistributedDataParallel` they are those of its process group; outside,
+    all of them. Those that aren't synchronized join their statistics inside only:
+    outside, nothing says that they train one model.
     """
     if not distributed.is_available() or not distributed.is_initialized():
         return None
-    count = distributed.get_world_size()
+    # PyTorch has no public name for it.
+    parallel = DistributedDataParallel._get_active_ddp_module()
+    group = None if parallel is None else parallel.process_group
+    count = distributed.get_world_size(group)
     if count == 1:
         return None
     return Replicas(
         count,
-        distributed.get_rank(),
-        _AllReduceSum.apply,
-        # PyTorch has no public name for it.
-        DistributedDataParallel._get_active_ddp_module() is not None,
+        distributed.get_rank(group),
+        # The backward pass runs outside, where the group can't be looked up.
+        functools.partial(_all_reduce_sum, group=group),
+        parallel is not None,
     )
+
+
+def _all_reduce_sum(value, group):
+    return _AllReduceSum.apply(value, group)
 
 
 class _AllReduceSum(torch.autograd.Function):
     """PyTorch's own differentiable sum refuses to be compiled."""
 
     @staticmethod
-    def forward(ctx, value):
+    def forward(ctx, value, group):
+        ctx.group = group
         total = value.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
+        distributed.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx, upstream):
-        return _AllReduceSum.apply(upstream)
+        return _AllReduceSum.apply(upstream, ctx.group), None
 
 
 def is_traced(value):

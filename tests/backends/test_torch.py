@@ -383,10 +383,10 @@ def test_an_unusable_channel_has_the_gradient_of_inference(value, upstream):
         bad = x != clean
         x, clean = x.requires_grad_(), clean.requires_grad_()
 
-        def grads(x, training, layer=layer, mask=mask, dy=dy):
+        def grads(x, training, layer=layer, mask=mask, dy=dy, twice=second_order):
             y = layer(x, training=training, mask=mask)
             sources = [x, *gamma_and_beta(layer)]
-            return torch.autograd.grad(y, sources, dy, create_graph=second_order)
+            return torch.autograd.grad(y, sources, dy, create_graph=twice)
 
         inference = grads(clean.detach().requires_grad_(), False)[0]
         dx, dgamma, dbeta = grads(x, True)
