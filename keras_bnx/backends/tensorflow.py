@@ -1,8 +1,9 @@
 """TensorFlow: its fused op and XLA, with sums and a gradient of our own.
 
 - The kernels of `FusedBatchNormV3` and its gradient do the elementwise passes on a
-  CPU (inference mode for the outputs; the gradient takes any mean and variance). Its
-  statistics aren't used: under XLA they are E[x**2] - E[x]**2.
+  CPU (inference mode for the outputs; the gradient takes any mean and variance).
+  Under XLA the op's outputs are `x * a + b` and its statistics E[x**2] - E[x]**2, so
+  in a graph only its gradient is used.
 - In a graph whose shapes are static, each of the three steps is compiled by XLA on
   its own, whatever compiles the rest: 1.3 to 1.7 times as fast as the fused op where
   oneDNN doesn't replace it. Elsewhere each new shape would be a compilation.
@@ -30,12 +31,14 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 # rows the variance is off by 1e-5, 100 units in the last place. Blocks of blocks
 # keep each chain below 250 additions for up to a million rows.
 _BLOCK = 64
-# Rows from which a product with ones is the faster sum, also under XLA; and from which
-# its own chains are too long: a mean of 1.5 million rows was off by 3e-3 deviations.
-# The remedy took 5 times as long at 156,250 rows of 64 channels.
-_MANY, _TOO_MANY = 4096, 2**19
+# Rows from which the chains of a product with ones are too long: a mean of 1.5 million
+# rows was off by 3e-3 deviations. The remedy took 5 times as long at 156,250 rows of
+# 64 channels.
+_TOO_MANY = 2**19
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _LARGE = 10.0
+# Up to mean/std = 4, `x * a + b` is at most 1e-6 off.
+_FOLDABLE = 4.0
 
 
 def reduce_sum(x, axis, keepdims):
@@ -138,9 +141,7 @@ def normalize(
     sum_replicas=None,
 ):
     statistics = shift, mean, variance, epsilon
-    # Inference has a fused op, channels last, and converters know it; XLA they don't.
-    one_op = share is None and axes == (len(x.shape) - 1,)
-    compiles = weights is None and not one_op and _compiles(x)
+    compiles = weights is None and _compiles(x)
     n = _static_count(x, axes)
     many = _how_many(n)
 
@@ -157,6 +158,8 @@ def normalize(
                 gamma=gamma,
                 beta=beta,
             )
+        if share is None and not tf.executing_eagerly():
+            return _foldable_affine(x, axes, shift, variance, epsilon, gamma, beta)
         values, channels = _canonical(x, axes)
         affine = (
             _compiled(_affine, channels, values.shape.rank)
@@ -237,7 +240,7 @@ def _look(values, channels, many):
 
 def _fused_look(values, channels, many):
     """The same by the fused op, which reads 16 bits and adds in float32."""
-    if not _fuses(values, channels):
+    if not (tf.executing_eagerly() and _fuses(values, channels)):
         return _look(values, channels, many)
     one, n = tf.ones(values.shape[1]), _count(values, channels)
     _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
@@ -261,8 +264,26 @@ def _affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
     return tf.cast(centered * scale + offset, values.dtype)
 
 
+def _foldable_affine(x, axes, mean, variance, epsilon, gamma, beta):
+    """Inference in a graph: exact, and converters fold it into the layer before.
+
+    They fold `x * a + b`, which loses digits where the mean is large; so only a
+    large mean is subtracted first. Where there is none, a converter sees a sum with
+    zeros and drops it, if it knows that the sum has the shape of `x`.
+    """
+    x = tf.ensure_shape(x, x.shape)
+    large = tf.abs(mean) > _FOLDABLE * tf.sqrt(variance + epsilon)
+    zeros = tf.zeros_like(mean)
+    shift, mean = tf.where(large, -mean, zeros), tf.where(large, zeros, mean)
+    scale, offset = _scale_and_offset(mean, variance, epsilon, gamma, beta)
+    shift, scale, offset = (_along(v, x, axes) for v in (shift, scale, offset))
+    return tf.cast((_widened(x) + shift) * scale + offset, x.dtype)
+
+
 def _fused_affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
-    if not _fuses(values, channels):
+    # XLA takes the op for `x * a + b`, off by 3e-3 at mean/std = 1e5, and in a graph
+    # nobody knows whether XLA will compile it.
+    if not (tf.executing_eagerly() and _fuses(values, channels)):
         return _affine(values, channels, shift, mean, variance, epsilon, gamma, beta)
     return tf.raw_ops.FusedBatchNormV3(
         x=values[:, None, None],
@@ -370,11 +391,11 @@ def _fused_gradients(
 
 
 def _sum(values, channels, many):
-    """Sums over all axes but the channels'; of canonical values fast, if many.
+    """Sums over all axes but the channels'; of canonical values, where `many` isn't 0.
 
     A product with ones is faster than a sum of many rows, and adds in blocks: the
-    sum's chains of additions lose digits. Of too many rows, 64 are seen as one.
-    A GPU rounds the factors of products.
+    sum's chains of additions lose digits (3e-6 of the variance of 4000 rows). Of too
+    many rows, 64 are seen as one. A GPU rounds the factors of products.
     """
     others = other_axes(values, channels)
     rank, shape = len(values.shape), tf.shape(values)
@@ -405,8 +426,8 @@ def _sum(values, channels, many):
 
 
 def _how_many(n):
-    """0, 1 or 2: whether there are many rows, or too many; `None` if that's unknown."""
-    return None if n is None else (n >= _MANY) + (n >= _TOO_MANY)
+    """1, or 2 where there are too many rows; `None` where that's unknown."""
+    return None if n is None else 1 + (n >= _TOO_MANY)
 
 
 def _canonical(x, axes):
@@ -434,8 +455,11 @@ def _along(vector, values, channels):
     """Reshapes one number per channel to broadcast along values."""
     if isinstance(vector, float):  # a mean of 0
         return vector
+    first = channels[0]
+    # Axes in front of the first are left to broadcasting: a converter to TFLite
+    # doesn't fold a vector that has them into a one-dimensional convolution.
     for axis in other_axes(values, channels):
-        vector = tf.expand_dims(vector, axis)
+        vector = tf.expand_dims(vector, axis - first) if axis > first else vector
     return vector
 
 

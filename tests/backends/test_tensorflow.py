@@ -277,3 +277,29 @@ def test_replicas_end_with_the_same_statistics_in_fit(two_replicas, synchronized
     ):
         for copy in two_replicas.experimental_local_results(value.value):
             np.testing.assert_allclose(copy, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("rows", [100, None])
+@pytest.mark.parametrize(("axis", "rank"), [(-1, 2), (-1, 4), (1, 3)])
+def test_compiled_outputs_keep_their_digits(axis, rank, rows, training, jit_compile):
+    """XLA takes the fused op for `x * a + b`, which is 3e-3 off here."""
+    shape = [100, *[5] * (rank - 1)]
+    x = np.random.default_rng(0).normal(1e5, 1.0, shape).astype("float32")
+    arguments = reference.Arguments(axis=axis)
+    layer = BatchNormalization(axis=axis)
+    layer.build(shape)
+    layer.moving_mean.assign(np.linspace(99999.0, 100001.0, 5))
+    moving = {name: value.astype(float) for name, value in statistics(layer).items()}
+    expected = reference.batch_normalization(
+        x, reference.State(**moving), arguments, training=training
+    )
+    y = tf.function(
+        lambda x: layer(x, training=training),
+        input_signature=[tf.TensorSpec([rows, *shape[1:]])],
+        jit_compile=jit_compile,
+        autograph=False,
+    )(x)
+
+    np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-6)
