@@ -355,7 +355,14 @@ def _gradients(
         dx = tf.where(harmless, dy, 0.0)
         first = total(dx)
     if share is not None:
-        dx -= weight * (per_element(first) + x_hat * per_element(dgamma))
+        # A channel that is normalized by its moving statistics has the gradient of
+        # inference: its sums aren't finite where an element isn't, and 0 times inf
+        # is NaN.
+        first, second = (
+            per_element(tf.where(share > 0, vector, tf.zeros_like(vector)))
+            for vector in (first, dgamma)
+        )
+        dx -= weight * (first + x_hat * second)
     dx *= per_element(inverse if gamma is None else gamma * inverse)
     return tf.cast(dx, x.dtype), dgamma, dbeta
 

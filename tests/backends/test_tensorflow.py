@@ -303,3 +303,41 @@ def test_compiled_outputs_keep_their_digits(axis, rank, rows, training, jit_comp
     )(x)
 
     np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e25])
+@pytest.mark.parametrize("run", ["eager", "graph", "xla"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_a_channel_without_statistics_has_the_gradient_of_inference(
+    axis, masked, run, value
+):
+    """1e25 is finite, and its square isn't: the channel has no variance."""
+    x = np.random.default_rng(0).normal(size=(6, 3, 3)).astype("float32")
+    dy = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    channel = np.moveaxis(x, axis, -1)[..., 1]
+    channel[2, 1] = value
+    mask = np.ones((6, 3), bool) if masked else None
+    layer = BatchNormalization(axis=axis)
+    layer.build(x.shape)
+    layer.moving_variance.assign([4.0, 4.0, 4.0])
+
+    def step(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True, mask=mask)
+        return tape.gradient(y, [x, layer.beta.value, layer.gamma.value], dy)
+
+    if run != "eager":
+        step = tf.function(step, jit_compile=run == "xla", autograph=False)
+    dx, dbeta, dgamma = step(tf.constant(x), tf.constant(dy))
+    dx = np.moveaxis(dx.numpy(), axis, -1)[..., 1]
+    expected = np.moveaxis(dy, axis, -1)[..., 1] / np.sqrt(4.0 + 1e-3)
+
+    finite = np.isfinite(channel)
+    np.testing.assert_allclose(dx[finite], expected[finite], rtol=1e-6)
+    np.testing.assert_allclose(
+        dbeta, np.moveaxis(dy, axis, -1).sum((0, 1)), rtol=1e-5, atol=1e-6
+    )
+    # So that the optimizer of a scaled loss leaves the step out.
+    assert np.isfinite(dgamma[1]) == finite.all()
