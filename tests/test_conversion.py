@@ -28,6 +28,26 @@ def trained(cls, **arguments):
     return model
 
 
+@keras.saving.register_keras_serializable("tests")
+class Doubled(KERAS):
+    """A user's layer with another `call`."""
+
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs, training=training, mask=mask)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Named(BatchNormalization):
+    """A user's layer with an argument of its own."""
+
+    def __init__(self, label="", **kwargs):
+        super().__init__(**kwargs)
+        self.label = label
+
+    def get_config(self):
+        return {**super().get_config(), "label": self.label}
+
+
 @pytest.mark.parametrize("first", [KERAS, BatchNormalization])
 def test_there_and_back_keeps_all_but_the_arguments(first):
     model = trained(first, momentum=0.75)
@@ -81,6 +101,148 @@ def test_what_averages_know_and_what_is_frozen_is_kept():
         np.testing.assert_array_equal(statistics(new)["mean_updates"], updates)
 
 
+@pytest.mark.parametrize(
+    ("first", "arguments"), [(KERAS, {}), (BatchNormalization, {"momentum": None})]
+)
+@pytest.mark.parametrize("fitted", ["model", "copy"])
+def test_training_one_leaves_the_other_as_it_was(first, fitted, arguments):
+    def pair():
+        model = trained(first, **arguments)
+        pair = [model, convert(model)]
+        return pair if fitted == "model" else pair[::-1]
+
+    # Of another, equal pair: what predicts once has arrays of its own from then on.
+    before = pair()[1].predict(X, verbose=0)
+    one, other = pair()
+    # Compiled, Keras donates the arrays of one model on JAX.
+    one.predict(X, verbose=0)
+    one.compile("sgd", "mse")
+    one.fit(X, np.zeros((16, 4, 5), "float32"), verbose=0)
+
+    np.testing.assert_array_equal(other.predict(X, verbose=0), before)
+    assert np.abs(one.predict(X, verbose=0) - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("layer", [Doubled, Named])
+def test_subclasses_are_kept(layer):
+    arguments = {"label": "mine"} if layer is Named else {}
+    kept = layer(momentum=0.5, name="kept", **arguments)
+    model = keras.Sequential([keras.Input((4, 3)), kept, KERAS(name="theirs")])
+    model(X, training=True)
+    before = to_numpy(model(X))
+    copy = convert(model, momentum=0.75)
+    found = copy.get_layer("kept")
+
+    assert type(found) is layer and found is not kept
+    assert found.get_config() == kept.get_config()
+    assert copy.get_layer("theirs").momentum == 0.75
+    np.testing.assert_allclose(to_numpy(copy(X)), before, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kept_subclass_keeps_its_counts():
+    kept = Named(momentum=None, name="kept")
+    model = keras.Sequential([keras.Input((4, 3)), kept, KERAS()])
+    for _ in range(3):
+        model(X, training=True)
+    copy = convert(model)
+
+    updates = statistics(copy.get_layer("kept"))["mean_updates"]
+    np.testing.assert_array_equal(updates, np.full(3, 3.0))
+
+
+def test_what_a_layer_computes_from_its_weights_is_kept():
+    scaled = keras.layers.Normalization()
+    scaled.adapt(X)
+    model = keras.Sequential([keras.Input((4, 3)), scaled, KERAS()])
+
+    np.testing.assert_allclose(
+        to_numpy(convert(model)(X)), to_numpy(model(X)), rtol=1e-5, atol=1e-6
+    )
+
+
+def two_inputs(structure):
+    a, b = keras.Input((3,)), keras.Input((3,), name="named", optional=True)
+    outputs = KERAS()(keras.layers.Dense(3)(a))
+    if structure == "dict":
+        a, b = (keras.Input((3,), name=name) for name in ("a", "named"))
+        outputs = {"sum": KERAS()(a + b)}
+        return keras.Model({"named": b, "a": a}, outputs)
+    return keras.Model((a, b) if structure == "tuple" else [a, b], outputs)
+
+
+@pytest.mark.parametrize("structure", ["list", "tuple", "dict"])
+def test_inputs_keep_their_names_and_structure(structure):
+    model = two_inputs(structure)
+    copy = convert(model)
+    x = np.ones((2, 3), "float32")
+
+    def configs(model):
+        found = [la for la in model.layers if isinstance(la, keras.layers.InputLayer)]
+        return {layer.name: layer.get_config() for layer in found}
+
+    assert [la.name for la in copy.layers] == [la.name for la in model.layers]
+    assert len(configs(model)) == 2
+    assert configs(copy) == configs(model)
+    data = keras.tree.map_structure(lambda _: x, model.input)
+    assert type(copy.input) is type(model.input)
+    old, new = keras.tree.flatten(model(data)), keras.tree.flatten(copy(data))
+    np.testing.assert_allclose(to_numpy(new[0]), to_numpy(old[0]), rtol=1e-6)
+    assert copy.output_names == model.output_names
+
+
+def test_inputs_of_sequential_models_keep_their_names():
+    layers = [keras.Input((3,), name="table"), KERAS()]
+    copy = convert(keras.Sequential(layers))
+    assert copy.inputs[0].name == "table"
+
+    called = keras.Sequential([KERAS()])
+    called(X)
+    assert convert(called).input_shape == called.input_shape == (16, 4, 3)
+
+
+def test_what_is_shared_stays_shared():
+    """A layer in two nested models, and one of these called twice."""
+    shared, inputs = KERAS(name="shared"), keras.Input((3,))
+    first = keras.Model(inputs, shared(inputs), name="first")
+    second = keras.Sequential([keras.Input((3,)), shared], name="second")
+    model = keras.Model(inputs, first(second(first(inputs))))
+    copy = convert(model)
+
+    assert len(copy.weights) == len(model.weights) == 4
+    found = [copy.get_layer(name).get_layer("shared") for name in ("first", "second")]
+    assert found[0] is found[1]
+    assert copy.get_layer("first").layers[0].name == first.layers[0].name
+
+
+def test_what_trains_is_kept():
+    model = trained(KERAS)
+    model.get_layer("nested").trainable = False
+    model.get_layer("nested").layers[0].trainable = True
+    model.trainable = False
+    model.get_layer("shared").trainable = True
+    copy = convert(model)
+
+    def trains(layer):
+        inside = [trains(la) for la in getattr(layer, "layers", [])]
+        return [layer.name, layer.trainable, *inside]
+
+    assert trains(copy) == trains(model)
+    assert not copy.trainable_weights
+    copy.trainable = True
+    assert copy.get_layer("nested").trainable
+
+
+def test_a_compiled_models_copy_is_compiled():
+    model = trained(KERAS)
+    assert not convert(model).compiled
+    model.compile("adam", "mse")
+    model.fit(X, np.zeros((16, 4, 5), "float32"), verbose=0)
+    copy = convert(model)
+
+    assert copy.compiled and type(copy.optimizer) is type(model.optimizer)
+    assert int(copy.optimizer.iterations) == 0
+
+
 def test_models_that_are_not_built_have_no_weights_to_copy():
     model = convert(keras.Sequential([keras.layers.Dense(2), KERAS()]), momentum=0.5)
     assert model(X).shape == (16, 4, 2)
@@ -104,3 +266,75 @@ def test_what_cannot_be_converted_is_named():
         convert(trained(KERAS), momentum=2)
     with pytest.raises(ValueError, match="moment"):
         convert(trained(KERAS), moment=0.5)
+
+
+class Raises(keras.layers.Layer):
+    def get_config(self):
+        raise KeyError("no config")
+
+
+@keras.saving.register_keras_serializable("tests")
+class Grows(keras.layers.Layer):
+    """Its config doesn't say how many weights it has."""
+
+    def __init__(self, count=1, **kwargs):
+        super().__init__(**kwargs)
+        self.count = count
+
+    def build(self, shape):
+        self.all = [self.add_weight(name=f"{i}", shape=()) for i in range(self.count)]
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+class Required(BatchNormalization):
+    def __init__(self, needed, **kwargs):
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Raises(name="culprit"),
+        Grows(2, name="culprit"),
+        Required(1, name="culprit"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_cannot_be_copied_are_named(layer):
+    model = keras.Sequential([keras.Input((3,)), layer, KERAS()])
+    with pytest.raises(ValueError, match=f"culprit.*{type(layer).__name__}"):
+        convert(model)
+
+
+class Own(keras.Sequential):
+    pass
+
+
+class Constructed(keras.Model):
+    def __init__(self, size):
+        inputs = keras.Input((size,))
+        super().__init__(inputs, KERAS()(inputs), name="constructed")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_models_that_would_lose_their_class_are_named(nested):
+    for model in (Constructed(3), Own([keras.Input((3,)), KERAS()], name="own")):
+        plain = keras.Model(model.inputs, model.outputs)
+        if nested:
+            inputs = keras.Input((3,))
+            model = keras.Model(inputs, model(inputs))
+        with pytest.raises(ValueError, match=r"constructed.*Constructed|own.*Own"):
+            convert(model)
+        # What the message says.
+        assert convert(plain)(np.ones((2, 3))).shape == (2, 3)
+
+
+def test_a_model_of_subclasses_alone_is_refused():
+    model = keras.Sequential([keras.Input((3,)), Doubled(name="doubled")])
+    with pytest.raises(ValueError, match=r"doubled.*Doubled"):
+        convert(model)
