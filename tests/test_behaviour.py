@@ -419,14 +419,31 @@ def test_a_channel_of_padding_alone_gives_beta(arguments):
         assert after[name][0] != before[name][0], name
 
 
-def test_masks_are_passed_on():
-    x = keras.layers.Masking()(np.ones((2, 4, 3), "float32"))
-    model = keras.Sequential([keras.layers.Masking(), BatchNormalization()])
-    layer = BatchNormalization()
+class Records(keras.layers.Layer):
+    """Keeps the mask that its call receives."""
 
-    assert layer.supports_masking
-    assert layer.compute_mask(x, "mask") == "mask"
-    model(np.ones((2, 4, 3), "float32"))
+    def call(self, inputs, mask=None):
+        self.received = mask
+        return inputs
+
+
+@pytest.mark.parametrize("kind", ["sequential", "functional"])
+def test_masks_reach_the_layer_after_this_one(kind):
+    x = random(2, 4, 3)
+    x[0, 2:] = x[1, 3:] = 0.0
+    after = Records()
+    layers = [keras.layers.Masking(), BatchNormalization(), after]
+    if kind == "sequential":
+        model = keras.Sequential([keras.Input((4, 3)), *layers])
+    else:
+        inputs = y = keras.Input((4, 3))
+        for layer in layers:
+            y = layer(y)
+        model = keras.Model(inputs, y)
+    model(x)
+
+    expected = [[True, True, False, False], [True, True, True, False]]
+    np.testing.assert_array_equal(to_numpy(after.received), expected)
 
 
 def test_imported_variances_survive_renorms_first_step():
