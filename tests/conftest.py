@@ -89,7 +89,7 @@ def pytest_report_header(config):
 
 def pytest_ignore_collect(collection_path, config):
     """Leaves out the tests of the other backends' own modules."""
-    name = collection_path.stem.removeprefix("test_")
+    name = collection_path.stem.removeprefix("test_").partition("_")[0]
     return True if name in BACKENDS and name != config.getoption("--backend") else None
 
 
