@@ -5,6 +5,7 @@
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s examples      the examples' tests alone, three columns
+    python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
 
@@ -73,6 +74,32 @@ def tests(session, backend, device):
         *(["--numprocesses=2"] if device == "cpu" else []),
         *session.posargs,
         env={"KERAS_BACKEND": backend},
+    )
+
+
+# The least that pyproject.toml's `dependencies` allow, with the smallest backend.
+MINIMUM_KERAS = "keras==3.14.0"
+
+
+@nox.session
+def minimums(session):
+    """The lowest Keras that is supported, on JAX; arguments after -- go to pytest."""
+    python = prepare(session, "jax-cpu", "test-jax")
+    if session.virtualenv.is_sandboxed:
+        session.install(MINIMUM_KERAS)
+    session.run(
+        python,
+        "-m",
+        "pytest",
+        "--backend=jax",
+        "tests/test_batch_normalization.py",
+        "tests/test_files.py",
+        "tests/test_conversion.py",
+        "tests/test_training.py",
+        "-k",
+        "not compiled",
+        *session.posargs,
+        env={"KERAS_BACKEND": "jax"},
     )
 
 
