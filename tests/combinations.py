@@ -17,7 +17,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from frameworks import call_and_gradients, float64_enabled, tensor_of, to_numpy
+from frameworks import float64_enabled, tensor_of, to_numpy, with_gradients
 from keras import ops
 from tolerance import EPS
 
@@ -178,13 +178,14 @@ def check(combination):
         if wide == "float64":
             stack.enter_context(float64_enabled())
         layer = build(c)
+        run = with_gradients(layer, training=c.training, how=c.how)
         for call in range(c.calls):
-            _check_call(c, layer, call, wide)
+            _check_call(c, layer, run, call, wide)
         if c.saved:
             _check_that_a_saved_layer_goes_on(c, layer)
 
 
-def _check_call(c, layer, call, wide):
+def _check_call(c, layer, run, call, wide):
     x, dy, mask = c.data(call)
     state, arguments = oracle_of(layer, wide)
     weights = weights_of(c, mask)
@@ -193,13 +194,10 @@ def _check_call(c, layer, call, wide):
     )
     dx, dgamma, dbeta = reference.gradients(expected, dy, x)
 
-    found = call_and_gradients(
-        layer,
+    found = run(
         tensor_of(x, c.dtype, c.layout),
         tensor_of(dy, layer.compute_dtype, c.layout),
         None if mask is None else ops.convert_to_tensor(mask),
-        training=c.training,
-        how=c.how,
     )
 
     assert keras.backend.standardize_dtype(found["y"].dtype) == layer.compute_dtype

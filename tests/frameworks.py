@@ -48,119 +48,123 @@ def tensor_of(array, dtype, layout="contiguous"):
     return tensor
 
 
-def call_and_gradients(layer, x, dy, mask, *, training=True, how="eager"):
-    """Calls a layer, which updates its statistics, and differentiates `sum(y * dy)`.
+def with_gradients(layer, *, training=True, how="eager"):
+    """A function that calls a layer and differentiates `sum(y * dy)`.
+
+    Each call updates the statistics of the layer.
 
     Args:
         layer: a built layer.
-        x, dy: tensors.
-        mask: tensor or `None`.
         training: a bool, or "traced True" or "traced False": a tensor, which compilers
             don't know the value of.
         how: "eager"; "compiled"; "unknown", compiled for unknown sizes where the
             framework has such.
 
     Returns:
-        Dictionary of `y`, `dx`, and the gradient of each trainable weight by its name.
+        A function of tensors `x`, `dy` and `mask` (or `None`), that returns a dictionary
+        of `y`, `dx`, and the gradient of each trainable weight by its name.
     """
-    traced = isinstance(training, str)
-    if traced:
-        training = ops.convert_to_tensor(training == "traced True")
-    run = {
-        "jax": _call_on_jax,
-        "tensorflow": _call_on_tensorflow,
-        "torch": _call_on_torch,
+    make = {
+        "jax": _with_gradients_on_jax,
+        "tensorflow": _with_gradients_on_tensorflow,
+        "torch": _with_gradients_on_torch,
     }[keras.config.backend()]
-    y, dx, dweights = run(layer, x, dy, mask, training, traced, how)
-    names = [v.name for v in layer.trainable_variables]
-    return {"y": y, "dx": dx, **dict(zip(names, dweights, strict=True))}
+    # A tensor is an argument of what is compiled; a bool is known to it.
+    traced = [training == "traced True"] if isinstance(training, str) else []
+    run = make(layer, training, how)
+
+    def call(x, dy, mask=None):
+        y, dx, dweights = run(x, dy, mask, *map(ops.convert_to_tensor, traced))
+        names = [v.name for v in layer.trainable_variables]
+        return {"y": y, "dx": dx, **dict(zip(names, dweights, strict=True))}
+
+    return call
 
 
-def _call_on_jax(layer, x, dy, mask, training, traced, how):
+def _with_gradients_on_jax(layer, known, how):
     import jax
 
-    fixed = None if traced else training
-
-    def step(x, dy, mask, training, trainable, state):
+    def step(trainable, state, x, dy, mask, training=known):
         def loss(x, trainable):
             y, after = layer.stateless_call(
-                trainable, state, x, training=training if traced else fixed, mask=mask
+                trainable, state, x, training=training, mask=mask
             )
-            wide = x.dtype if x.dtype == "float64" else "float32"
+            wide = "float64" if x.dtype == "float64" else "float32"
             product = ops.cast(y, wide) * ops.cast(dy, wide)
             return ops.sum(product), (y, after)
 
-        gradients = jax.grad(loss, (0, 1), has_aux=True)(x, trainable)
-        return gradients
+        return jax.grad(loss, (0, 1), has_aux=True)(x, trainable)
 
-    run = step if how == "eager" else jax.jit(step)
-    trainable = [v.value for v in layer.trainable_variables]
-    state = [v.value for v in layer.non_trainable_variables]
-    training = training if traced else None
-    (dx, dweights), (y, after) = run(x, dy, mask, training, trainable, state)
-    for variable, value in zip(layer.non_trainable_variables, after, strict=True):
-        variable.assign(value)
-    return y, dx, dweights
+    step = step if how == "eager" else jax.jit(step)
+
+    def run(*tensors):
+        trainable = [v.value for v in layer.trainable_variables]
+        state = [v.value for v in layer.non_trainable_variables]
+        (dx, dweights), (y, after) = step(trainable, state, *tensors)
+        for variable, value in zip(layer.non_trainable_variables, after, strict=True):
+            variable.assign(value)
+        return y, dx, dweights
+
+    return run
 
 
-def _call_on_tensorflow(layer, x, dy, mask, training, traced, how):
+def _with_gradients_on_tensorflow(layer, known, how):
     import tensorflow as tf
 
-    fixed = None if traced else training
-
-    def step(x, dy, mask, training):
+    def step(x, dy, mask, training=known):
         sources = [x, *(v.value for v in layer.trainable_variables)]
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = layer(x, training=training if traced else fixed, mask=mask)
+            y = layer(x, training=training, mask=mask)
         dx, *dweights = tape.gradient(y, sources, dy)
         return y, dx, dweights
 
-    def signature(value):
-        shape = [None] * len(value.shape) if how == "unknown" else value.shape
-        return tf.TensorSpec(shape, value.dtype)
+    if how == "eager":
+        return step
+    run = tf.function(step)
+    if how == "compiled":
+        return run
 
-    if how == "unknown":
+    def run_unknown(x, dy, mask, *training):
         # The size of the channels has to be known.
         axes = {a % len(x.shape) for a in np.atleast_1d(layer.axis)}
         sizes = [n if i in axes else None for i, n in enumerate(x.shape)]
-        specs = [tf.TensorSpec(sizes, x.dtype), tf.TensorSpec(sizes, dy.dtype)]
-        present = [mask] * (mask is not None) + [training] * traced
-        specs += map(signature, present)
+        specs = [tf.TensorSpec(sizes, v.dtype) for v in (x, dy)]
+        specs += [mask if mask is None else tf.TensorSpec([None] * mask.ndim, mask.dtype)]
+        specs += [tf.TensorSpec([], v.dtype) for v in training]
+        return run.get_concrete_function(*specs)(
+            *(v for v in (x, dy, mask, *training) if v is not None)
+        )
 
-        @tf.function(input_signature=specs)
-        def run(x, dy, *more):
-            more = list(more)
-            mask_ = None if mask is None else more.pop(0)
-            return step(x, dy, mask_, more.pop() if traced else None)
-
-        return run(x, dy, *present)
-    run = step if how == "eager" else tf.function(step)
-    return run(x, dy, mask, training if traced else None)
+    return run_unknown
 
 
-def _call_on_torch(layer, x, dy, mask, training, traced, how):
+def _with_gradients_on_torch(layer, known, how):
     import torch
-
-    x = x.detach().requires_grad_()
 
     def call(x, mask, training):
         return layer(x, training=training, mask=mask)
 
     if how != "eager":
-        # Keras creates a global at a layer's first call, which guards would miss.
-        layer(x.detach(), training=False)
         torch._dynamo.reset()
         call = torch.compile(
             call,
             fullgraph=True,
             dynamic=True if how == "unknown" else None,
+            # The code generator would take a minute.
             backend=lambda graph, inputs: graph.forward,
         )
-    y = call(x, mask, training)
-    sources = [x, *(v.value for v in layer.trainable_variables)]
-    dx, *dweights = torch.autograd.grad(y, sources, dy)
-    return y.detach(), dx, dweights
+
+    def run(x, dy, mask, training=known):
+        x = x.detach().requires_grad_()
+        # Keras creates a global at a layer's first call, which guards would miss.
+        layer(x.detach(), training=False)
+        y = call(x, mask, training)
+        sources = [x, *(v.value for v in layer.trainable_variables)]
+        dx, *dweights = torch.autograd.grad(y, sources, dy)
+        return y.detach(), dx, dweights
+
+    return run
 
 
 def to_numpy(x):

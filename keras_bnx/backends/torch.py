@@ -38,8 +38,8 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
     other_axes,
 )
 
-# From mean/std = 100 on, `x * a + b` and a rounded mean cost more than 1e-5.
-_LARGE = 100.0
+# From mean/std = 10 on, `x * a + b` and a rounded mean may cost more than 1e-6.
+_LARGE = 10.0
 # The norm of a row gives its sum of squares about 0; where the mean of a channel is
 # beyond four deviations, their difference to the variance costs a digit and more.
 _FAR = 4.0
