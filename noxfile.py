@@ -1,11 +1,13 @@
 """The test matrix of keras_bnx, and its demo.
 
     python -m nox                  lint and the three CPU columns
+    python -m nox -t full          everything that needs no GPU, long and rare too
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
-    python -m nox -s examples      the examples' tests alone, three columns
+    python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
 
@@ -46,12 +48,33 @@ def prepare(session, *groups):
     """
     if not session.virtualenv.is_sandboxed:
         return sys.executable
-    session.install(*nox.project.dependency_groups(PROJECT, *groups))
+    # pip would take half a minute to compile modules of which few are imported.
+    session.env["PYTHONDONTWRITEBYTECODE"] = None
+    packages = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("--no-compile", *packages)
     session.install("--no-deps", "-e", ".")
     return "python"
 
 
-@nox.session
+def run_pytest(session, backend, device, *arguments):
+    """Runs a column's tests, with arguments after -- as the last."""
+    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
+    # Two at a time. On a GPU they would take each other's memory.
+    workers = ["--numprocesses=2", "--dist=worksteal"] if device == "cpu" else []
+    session.run(
+        python,
+        "-m",
+        "pytest",
+        f"--backend={backend}",
+        f"--device={device}",
+        *workers,
+        *arguments,
+        *session.posargs,
+        env={"KERAS_BACKEND": backend},
+    )
+
+
+@nox.session(tags=["full"])
 def lint(session):
     """Style and unused code, by ruff."""
     python = prepare(session, "lint")
@@ -63,25 +86,21 @@ def lint(session):
 @nox.parametrize(["backend", "device"], COLUMNS)
 def tests(session, backend, device):
     """One column of the matrix; arguments after -- go to pytest."""
-    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
-    session.run(
-        python,
-        "-m",
-        "pytest",
-        f"--backend={backend}",
-        f"--device={device}",
-        # Two at a time. On a GPU they would take each other's memory.
-        *(["--numprocesses=2"] if device == "cpu" else []),
-        *session.posargs,
-        env={"KERAS_BACKEND": backend},
-    )
+    run_pytest(session, backend, device)
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def full(session, backend):
+    """A CPU column with all that the others leave out; after --: pytest's."""
+    run_pytest(session, backend, "cpu", "--full")
 
 
 # The least that pyproject.toml's `dependencies` allow, with the smallest backend.
 MINIMUM_KERAS = "keras==3.14.0"
 
 
-@nox.session
+@nox.session(tags=["full"])
 def minimums(session):
     """The lowest Keras that is supported, on JAX; arguments after -- go to pytest."""
     python = prepare(session, "jax-cpu", "test-jax")
@@ -92,6 +111,7 @@ def minimums(session):
         "-m",
         "pytest",
         "--backend=jax",
+        "--numprocesses=2",
         "tests/test_batch_normalization.py",
         "tests/test_files.py",
         "tests/test_conversion.py",
@@ -100,6 +120,19 @@ def minimums(session):
         "not compiled",
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
+    )
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def fuzz(session, backend):
+    """Random combinations against the oracle; after --: --seconds 600, --first 0."""
+    python = prepare(session, f"{backend}-cpu", "fuzz")
+    session.run(
+        python,
+        "tests/fuzz.py",
+        *(session.posargs or ["--seconds", "120"]),
+        env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
 
 
@@ -132,21 +165,11 @@ def demo(session):
     )
 
 
-# Not among the default sessions: each column of the tests contains these.
 @nox.session
 @nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
 def examples(session, backend):
     """Runs the examples' quick forms and their assertions; after --: pytest's."""
-    python = prepare(session, f"{backend}-cpu", f"test-{backend}")
-    session.run(
-        python,
-        "-m",
-        "pytest",
-        f"--backend={backend}",
-        "tests/examples",
-        *session.posargs,
-        env={"KERAS_BACKEND": backend},
-    )
+    run_pytest(session, backend, "cpu", "--full", "tests/examples")
 
 
 @nox.session

@@ -4,6 +4,7 @@ The backend and the device are proven before the first test. A column that was
 asked for and isn't there is an error, never a skip.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -15,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 BACKENDS = ("tensorflow", "jax", "torch")
 DEVICES = ("cpu", "gpu")
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TORCHINDUCTOR_COMPILE_THREADS")
+LEFT = pytest.StashKey[int]()  # how many tests are left to `nox -t full`
 
 
 def pytest_addoption(parser):
@@ -26,6 +29,9 @@ def pytest_addoption(parser):
     )
     parser.addoption(
         "--device", choices=DEVICES, default="cpu", help="device to test on"
+    )
+    parser.addoption(
+        "--full", action="store_true", help="also run the tests that are marked full"
     )
 
 
@@ -41,6 +47,9 @@ def pytest_configure(config):
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         os.environ["JAX_PLATFORMS"] = "cpu"
+    if device == "cpu" and "PYTEST_XDIST_WORKER" in os.environ:
+        # Workers have a core each: more threads would wait for one another.
+        os.environ.update(dict.fromkeys(THREADS, "1"))
     # Two CPU devices out of one, so that replicas can be tested anywhere.
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     try:
@@ -93,13 +102,60 @@ def pytest_ignore_collect(collection_path, config):
     return True if name in BACKENDS and name != config.getoption("--backend") else None
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests marked `full` out, and counts them."""
+    if config.getoption("--full"):
+        return
+    chosen, left = [], []
+    for item in items:
+        mark = item.get_closest_marker("full")
+        here = mark is None or mark.kwargs.get("except_on") == config.option.backend
+        (chosen if here else left).append(item)
+    items[:] = chosen
+    config.stash[LEFT] = len(left)
+    config.hook.pytest_deselected(items=left)
+
+
+def pytest_collection_finish():
+    """Spares garbage collections the frameworks, a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = session.config.stash.get(LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Takes a worker's count, which all workers have alike."""
+    node.config.stash[LEFT] = getattr(node, "workeroutput", {}).get("left", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if left := config.stash.get(LEFT, 0):
+        terminalreporter.section("left out")
+        terminalreporter.line(
+            f"{left} tests that are long or rare: `python -m nox -t full`, or --full"
+        )
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     import keras
 
     keras.utils.set_random_seed(0)
     yield
-    keras.utils.clear_session()
+    # Without its garbage collection, which took 0.3 s after every test.
+    keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_memory():
+    yield
+    gc.collect()
 
 
 @pytest.fixture
