@@ -9,6 +9,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
+@pytest.mark.full(except_on="torch")
 def test_normalization_makes_the_pixels_scale_indifferent(tmp_path, capsys):
     found = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out
