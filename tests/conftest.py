@@ -50,6 +50,12 @@ def pytest_configure(config):
     if device == "cpu" and "PYTEST_XDIST_WORKER" in os.environ:
         # Workers have a core each: more threads would wait for one another.
         os.environ.update(dict.fromkeys(THREADS, "1"))
+    if device == "cpu" and getattr(config, "cache", None):
+        # What one of the workers and their processes has compiled serves all of them,
+        # and later runs; most of it is small and takes JAX most of the time.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("jax"))
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Two CPU devices out of one, so that replicas can be tested anywhere.
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     try:
@@ -154,7 +160,13 @@ def _seed():
 
 @pytest.fixture(autouse=True, scope="module")
 def _free_memory():
+    import keras
+
     yield
+    if keras.config.backend() == "jax":
+        import jax
+
+        jax.clear_caches()  # a megabyte for each function that was compiled
     gc.collect()
 
 
