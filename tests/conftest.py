@@ -111,7 +111,7 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config, items):
     """Leaves the tests marked `full` out, and counts them."""
-    if config.getoption("--full"):
+    if config.option.full:
         return
     chosen, left = [], []
     for item in items:
