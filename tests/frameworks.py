@@ -58,10 +58,10 @@ def with_gradients(layer, *, training=True, how="eager"):
         training: a bool, or "traced True" or "traced False": a tensor, which compilers
             don't know the value of.
         how: "eager"; "compiled"; "unknown", compiled for unknown sizes where the
-            framework has such.
+            framework has such; "xla", as a whole, also on TensorFlow.
 
     Returns:
-        A function of tensors `x`, `dy` and `mask` (or `None`), that returns a dictionary
+        A function of tensors `x`, `dy` and a mask or `None` that returns a dictionary
         of `y`, `dx`, and the gradient of each trainable weight by its name.
     """
     make = {
@@ -121,8 +121,8 @@ def _with_gradients_on_tensorflow(layer, known, how):
 
     if how == "eager":
         return step
-    run = tf.function(step)
-    if how == "compiled":
+    run = tf.function(step, jit_compile=how == "xla")
+    if how != "unknown":
         return run
 
     def run_unknown(x, dy, mask, *training):
@@ -130,7 +130,9 @@ def _with_gradients_on_tensorflow(layer, known, how):
         axes = {a % len(x.shape) for a in np.atleast_1d(layer.axis)}
         sizes = [n if i in axes else None for i, n in enumerate(x.shape)]
         specs = [tf.TensorSpec(sizes, v.dtype) for v in (x, dy)]
-        specs += [mask if mask is None else tf.TensorSpec([None] * mask.ndim, mask.dtype)]
+        specs += [
+            mask if mask is None else tf.TensorSpec([None] * mask.ndim, mask.dtype)
+        ]
         specs += [tf.TensorSpec([], v.dtype) for v in training]
         return run.get_concrete_function(*specs)(
             *(v for v in (x, dy, mask, *training) if v is not None)

@@ -31,10 +31,8 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 # rows the variance is off by 1e-5, 100 units in the last place. Blocks of blocks
 # keep each chain below 250 additions for up to a million rows.
 _BLOCK = 64
-# Rows from which the chains of a product with ones are too long: a mean of 1.5 million
-# rows was off by 3e-3 deviations. The remedy took 5 times as long at 156,250 rows of
-# 64 channels.
-_TOO_MANY = 2**19
+# Rows from which the chains of a product with ones are too long.
+_MANY = 4096
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _LARGE = 10.0
 # Up to mean/std = 4, `x * a + b` is at most 1e-6 off.
@@ -104,21 +102,21 @@ def moments(x, weights, *, axes):
         return generic.moments(x, weights, axes=axes)
     values, channels = _canonical(x, axes)
     n = _static_count(x, axes)
-    many = _how_many(n)
+    in_blocks = _has_many_rows(n)
     if _compiles(x):
         mean, variance = _compiled(_look, channels, values.shape.rank)(
-            values, channels, many
+            values, channels, in_blocks
         )
     else:
-        fits = values.dtype != tf.float32 and many != 2
+        fits = values.dtype != tf.float32 and not in_blocks
         look = _fused_look if fits else _look
-        mean, variance = look(values, channels, many)
+        mean, variance = look(values, channels, in_blocks)
     # NaN isn't large, and nothing to look at again.
     large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)
     rest, variance = tf.cond(
         large,
         lambda: _look(
-            _widened(values) - _along(mean, values, channels), channels, many
+            _widened(values) - _along(mean, values, channels), channels, in_blocks
         ),
         lambda: (tf.zeros_like(mean), variance),
     )
@@ -143,7 +141,7 @@ def normalize(
     statistics = shift, mean, variance, epsilon
     compiles = weights is None and _compiles(x)
     n = _static_count(x, axes)
-    many = _how_many(n)
+    in_blocks = _has_many_rows(n)
 
     def forward(x, gamma, beta):
         if weights is not None:
@@ -179,7 +177,7 @@ def normalize(
             else _fused_gradients
         )
         dx, *others = gradients(
-            dy, values, gamma, *statistics, None, share, channels, many=many
+            dy, values, gamma, *statistics, None, share, channels, in_blocks=in_blocks
         )
         return _like(dx, x), *others
 
@@ -230,18 +228,21 @@ def _with_gradient(function, differentiable, *arguments):
     return call(*present)
 
 
-def _look(values, channels, many):
+def _look(values, channels, in_blocks):
     """Mean and variance per channel."""
     values, n = _widened(values), _count(values, channels)
-    mean = _sum(values, channels, many) / n
+    # Divided first: a quotient after the sum would be computed again wherever it is
+    # used, and there XLA may leave out its rounding, so that `x - mean` and the rest
+    # of the mean meet different means (3e-3 deviations at mean/std = 1e5).
+    mean = _sum(values, channels, in_blocks, factor=1.0 / n)
     centered = values - _along(mean, values, channels)
-    return mean, _sum(tf.square(centered), channels, many) / n
+    return mean, _sum(tf.square(centered), channels, in_blocks) / n
 
 
-def _fused_look(values, channels, many):
+def _fused_look(values, channels, in_blocks):
     """The same by the fused op, which reads 16 bits and adds in float32."""
     if not (tf.executing_eagerly() and _fuses(values, channels)):
-        return _look(values, channels, many)
+        return _look(values, channels, in_blocks)
     one, n = tf.ones(values.shape[1]), _count(values, channels)
     _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=values[:, None, None],
@@ -315,7 +316,7 @@ def _gradients(
     weights,
     share,
     channels,
-    many=0,
+    in_blocks=None,
     attached=False,
 ):
     """The gradients by their formula, in operations that TensorFlow differentiates.
@@ -325,7 +326,7 @@ def _gradients(
     """
 
     def total(values):
-        return _sum(values, channels, many)
+        return _sum(values, channels, in_blocks)
 
     def per_element(vector):
         return _along(vector, x, channels)
@@ -368,11 +369,21 @@ def _gradients(
 
 
 def _fused_gradients(
-    dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, many
+    dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, in_blocks
 ):
     def formula():
         return _gradients(
-            dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, many
+            dy,
+            x,
+            gamma,
+            shift,
+            mean,
+            variance,
+            epsilon,
+            weights,
+            share,
+            channels,
+            in_blocks,
         )
 
     def fused(is_training):
@@ -397,44 +408,46 @@ def _fused_gradients(
     return tf.cond(fits, lambda: fused(True), formula)
 
 
-def _sum(values, channels, many):
-    """Sums over all axes but the channels'; of canonical values, where `many` isn't 0.
+def _sum(values, channels, in_blocks, factor=1.0):
+    """Sums `factor * values` over all axes but the channels'.
 
     A product with ones is faster than a sum of many rows, and adds in blocks: the
-    sum's chains of additions lose digits (3e-6 of the variance of 4000 rows). Of too
-    many rows, 64 are seen as one. A GPU rounds the factors of products.
+    sum's chains of additions lose digits (3e-6 of the variance of 4000 rows). Its own
+    chains are too long from `_MANY` rows on, so that it is taken of 64 parts (3e-6 of
+    a mean of 20,000 rows, 2e-7 in parts). A GPU rounds the factors of products.
+
+    Args:
+        values: float32 tensor.
+        channels: tuple of the channel axes.
+        in_blocks: whether there are so many rows, or it isn't known; `None` where the
+            values aren't canonical.
     """
     others = other_axes(values, channels)
     rank, shape = len(values.shape), tf.shape(values)
-    if many == 0 or _on_gpu() or rank > 3:
+    if in_blocks is None or _on_gpu() or rank > 3:
+        values = values if isinstance(factor, float) else values * factor
         return tf.reduce_sum(values, axis=others) if others else values
     if channels == (1,) and rank == 3:
         outer, inner = shape[0], shape[2]
         rows = tf.reshape(values, (outer * shape[1], inner))
-        sums = tf.linalg.matvec(rows, tf.ones((inner,)))
+        sums = tf.linalg.matvec(rows, tf.fill((inner,), factor))
         return tf.reduce_sum(tf.reshape(sums, (outer, shape[1])), axis=0)
 
-    def of_many():
-        ones = tf.ones((1, shape[rank - 2]))
-        return tf.squeeze(tf.matmul(ones, values), axis=rank - 2)
+    def of_rows(values):
+        factors = tf.fill((1, tf.shape(values)[-2]), factor)
+        return tf.squeeze(tf.matmul(factors, values), axis=-2)
 
-    def of_too_many():
-        wide = shape[0] // _BLOCK
-        whole, tail = values[: wide * _BLOCK], values[wide * _BLOCK :]
-        rows = tf.reshape(whole, (wide, _BLOCK * shape[1]))
-        sums = tf.reshape(tf.matmul(tf.ones((1, wide)), rows), (_BLOCK, shape[1]))
-        return tf.reduce_sum(sums, axis=0) + tf.reduce_sum(tail, axis=0)
-
-    if many == 1 or rank > 2:
-        return of_many()
-    if many == 2:
-        return of_too_many()
-    return tf.cond(shape[0] >= _TOO_MANY, of_too_many, of_many)
+    if rank > 2 or not in_blocks:
+        return of_rows(values)
+    count = shape[0] // _BLOCK
+    whole, tail = values[: count * _BLOCK], values[count * _BLOCK :]
+    parts = of_rows(tf.reshape(whole, (_BLOCK, count, shape[1])))
+    return tf.reduce_sum(parts, axis=0) + tf.reduce_sum(tail * factor, axis=0)
 
 
-def _how_many(n):
-    """1, or 2 where there are too many rows; `None` where that's unknown."""
-    return None if n is None else 1 + (n >= _TOO_MANY)
+def _has_many_rows(n):
+    """Whether sums are taken in blocks; also where the number isn't known."""
+    return n is None or n >= _MANY
 
 
 def _canonical(x, axes):

@@ -58,7 +58,10 @@ def join(parts, axis, *, leave_out=True):
     n = count
     if ops.is_tensor(count):
         n = ops.where(count > 0, count, ops.ones_like(count))
-    shift = total(joined.count * (joined.shift + joined.mean)) / n
+    # Divided first: XLA may leave out the rounding of a quotient after the sum, where
+    # it is subtracted, and the rest of the mean would be that of another shift.
+    shares = joined.count / beside(n) if ops.is_tensor(n) else joined.count / n
+    shift = total(shares * (joined.shift + joined.mean))
     shift = ops.stop_gradient(shift)
     mean = (joined.shift - beside(shift)) + joined.mean
     second = total(joined.count * (joined.variance + ops.square(mean))) / n
