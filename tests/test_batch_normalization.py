@@ -89,7 +89,8 @@ def largest_kappa(case, x, weights, epsilon):
         return kappa(x, axis=case.axis, epsilon=epsilon, weights=weights)
     axis = min(set(range(x.ndim)) - {a % x.ndim for a in np.atleast_1d(case.axis)})
     w = np.broadcast_to(1.0 if weights is None else weights, x.shape)
-    parts = [range(i, min(i + size, x.shape[axis])) for i in range(0, len(x), size)]
+    examples = x.shape[axis]
+    parts = [range(i, min(i + size, examples)) for i in range(0, examples, size)]
     parts = [
         kappa(
             x.take(part, axis),
@@ -255,17 +256,10 @@ def test_keras_agrees_exactly_where_the_table_says_so(case, float64):
     try:
         y, expected, moving = _keras_outputs(case)
         dtype = "float64" if case.dtype == "float64" else "float32"
-        # The rule for paths that aren't generic.
-        tolerance = (
-            4
-            * np.finfo(dtype).eps
-            * (
-                kappa(case.inputs(), axis=case.axis, weights=case.weights()[1])
-                + np.abs(expected)
-            )
-        )
-        if dtype == "float32":
-            tolerance = np.maximum(tolerance, 1e-4 * (1 + np.abs(expected)))
+        # Of 16 bits no more than that; of a mean no multiple.
+        tolerance = 1e-3 * (1 + np.abs(expected))
+        if dtype == "float64":
+            tolerance = tolerance * 1e-9
         agrees = bool((np.abs(y - expected) <= tolerance).all())
     except Exception as error:
         agrees, y = error, None

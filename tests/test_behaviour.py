@@ -5,7 +5,13 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from frameworks import functional, gradients, statistics, to_numpy
+from frameworks import (
+    functional,
+    gradients,
+    statistics,
+    to_numpy,
+    with_gradients,
+)
 from keras import ops
 from tolerance import assert_near, kappa
 
@@ -17,6 +23,8 @@ from keras_bnx import (
 )
 from keras_bnx.reference import Arguments, State, batch_normalization
 
+# An eager gradient on JAX is 50 small compilations.
+HOW = "compiled" if keras.config.backend() == "jax" else "eager"
 POLICIES = ["mixed_float16", "mixed_bfloat16", "float16", "bfloat16"]
 
 
@@ -393,8 +401,12 @@ def test_nan_in_padding_reaches_nothing(training, poison):
         np.testing.assert_allclose(with_poison, with_zero, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"renorm": True}, {"scale": False}])
-def test_a_channel_of_padding_alone_gives_beta(arguments):
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"renorm": True}, {"scale": False}, {"virtual_batch_size": 4}],
+)
+def test_a_channel_of_padding_alone_gives_beta(arguments, training):
     """What Keras's own masks do to a layer with `axis=1`: they cover its channels."""
     x = random(6, 3, 4, mean=2.0)
     x[:, 1] = 0.0
@@ -403,20 +415,53 @@ def test_a_channel_of_padding_alone_gives_beta(arguments):
     layer.build(x.shape)
     layer.beta.assign([1.0, 2.0, 3.0])
     before = statistics(layer)
-    y = to_numpy(layer(masked, training=True))
+    y = to_numpy(layer(masked, training=training))
     after = statistics(layer)
 
     np.testing.assert_array_equal(y[:, 1], np.full((6, 4), 2.0))
-    state, arguments = (
-        State(np.zeros(3), np.ones(3)),
-        Arguments(axis=1, beta=[1.0, 2.0, 3.0], renorm="renorm" in arguments),
-    )
+    state = State(np.zeros(3), np.ones(3))
+    options = {"axis": 1, "beta": [1.0, 2.0, 3.0], **arguments}
+    options.pop("scale", None)
     weights = (x != 0).any(-1, keepdims=True)
-    expected = batch_normalization(x, state, arguments, weights=weights).y
+    expected = batch_normalization(
+        x, state, Arguments(**options), weights=weights, training=training
+    ).y
     assert_near(y, expected, scale=10.0)
     for name in after:
         assert after[name][1] == before[name][1], name
-        assert after[name][0] != before[name][0], name
+        assert (after[name][0] != before[name][0]) == training, name
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e25])
+@pytest.mark.parametrize("implementation", ["generic", "native"])
+@pytest.mark.parametrize("upstream", ["all", "finite elements"])
+def test_a_channel_that_is_not_finite_has_the_gradients_of_inference(
+    bad, implementation, upstream
+):
+    x, dy = random(8, 3), random(8, 3) + 1
+    x[3, 1] = bad
+    if upstream != "all":
+        dy[3, 1] = 0.0
+    layer = built(gamma_initializer=keras.initializers.Constant(2.0))
+    other = built(gamma_initializer=keras.initializers.Constant(2.0))
+    with force_implementation(implementation):
+        found, expected = (
+            {
+                name: to_numpy(value)
+                for name, value in with_gradients(each, training=training, how=HOW)(
+                    *map(ops.convert_to_tensor, (x, dy))
+                ).items()
+            }
+            for each, training in ((layer, True), (other, False))
+        )
+
+    finite = np.isfinite(x[:, 1])
+    np.testing.assert_allclose(found["dx"][finite, 1], expected["dx"][finite, 1], 1e-5)
+    np.testing.assert_allclose(found["beta"], dy.sum(0), rtol=1e-5)
+    # A step whose loss is scaled has to be seen to be skipped.
+    assert np.isfinite(found["gamma"][1]) == np.isfinite(bad)
+    assert np.isfinite(found["dx"][:, [0, 2]]).all()
+    assert np.isfinite(found["gamma"][[0, 2]]).all()
 
 
 class Records(keras.layers.Layer):

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from frameworks import statistics, to_numpy
+from frameworks import statistics, to_numpy, with_gradients
+from keras import ops
 
 from keras_bnx import BatchNormalization, Ramp, renorm_schedule
 
@@ -37,6 +38,15 @@ def test_inference_and_kept_statistics_are_no_steps():
     layer = BatchNormalization(renorm=True, renorm_clipping=renorm_schedule())
     layer(np.zeros((4, 3), "float32"))
     np.testing.assert_array_equal(statistics(layer)["steps"], 0)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_traced_training_decides_about_the_step(value):
+    layer = BatchNormalization(renorm=True, renorm_clipping=renorm_schedule())
+    layer.build((4, 3))
+    run = with_gradients(layer, training=f"traced {value}", how="compiled")
+    run(ops.ones((4, 3)), ops.ones((4, 3)))
+    np.testing.assert_array_equal(statistics(layer)["steps"], int(value))
 
 
 def test_a_ramp_is_restored():

@@ -79,6 +79,27 @@ def test_masks_of_embeddings_reach_the_layer():
     np.testing.assert_allclose(found["moving_variance"], rows.var(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("static", [False, True])
+def test_virtual_batches_of_masked_sequences_of_any_length_train(static):
+    """There TensorFlow knows neither the length nor, often, the number of rows."""
+    rng = np.random.default_rng(0)
+    inputs = keras.Input(batch_shape=(8 if static else None, None, 3))
+    h = keras.layers.Masking()(inputs)
+    layer = BatchNormalization(virtual_batch_size=3, momentum=0.0)
+    outputs = keras.layers.GlobalAveragePooling1D()(layer(h))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    for length in (5, 7):
+        x = rng.normal(2.0, 3.0, (8, length, 3)).astype("float32")
+        x[:, 4:] = 0.0
+        model.train_on_batch(x, np.zeros((8, 3)))
+
+        seen = x[:, :4].reshape(-1, 3)
+        found = statistics(layer)
+        np.testing.assert_allclose(found["moving_mean"], seen.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(found["moving_variance"], seen.var(0), rtol=1e-5)
+
+
 def test_propagated_masks_serve_4d_inputs():
     x = np.random.default_rng(0).normal(size=(4, 5, 6)).astype("float32")
     x[:, 3:] = 0.0
