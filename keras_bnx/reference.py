@@ -123,7 +123,8 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
         `Step`, with the output and the `State` after the call.
     """
     a, shape = arguments, np.shape(x)
-    has_examples = len(shape) > np.size(a.axis)
+    others = np.delete(shape, np.atleast_1d(a.axis))
+    has_examples = others.size > 0 and others[0] > 0
     if training and a.virtual_batch_size is not None and has_examples:
         return _virtual_batches(x, state, a, weights)
     w = _rows(np.broadcast_to(1.0 if weights is None else weights, shape), a.axis)

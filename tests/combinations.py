@@ -273,7 +273,7 @@ class _Bounds:
         kappa = most(rows) * inv
         if wide == "float64":
             # There the oracle's own mean is rounded, too.
-            grows = kappa
+            grows = 2 * kappa
         else:
             grows = np.minimum(kappa, CONDITION_LIMIT * 1.5)
         n = max(len(rows), 1)
@@ -433,6 +433,8 @@ def draw(seed, backend=None):
             kept = others if form == "one channel" else range(rank)
             mask = [n if i in kept else 1 for i, n in enumerate(shape)]
         mask = tuple(1 if chance(5) else n for n in mask)
+    # By what they cost: Dynamo traces for seconds, and JAX compiles eager calls, too.
+    compiled = {"torch": 25, "tensorflow": 3}.get(backend, 1)
     bads = (None, None, None, np.inf, -np.inf, np.nan) + (() if narrow else (1e25,))
     return Combination(
         shape=tuple(shape),
@@ -452,10 +454,10 @@ def draw(seed, backend=None):
         arguments=arguments,
         frozen=pick("statistics", "affine") if chance(6) else None,
         training=pick(*[True] * 5, False, "traced True", "traced False"),
-        how=pick(*["eager"] * (1 if backend == "jax" else 5), "compiled", "unknown"),
+        how=pick("compiled", "unknown") if chance(compiled) else "eager",
         implementation=pick("auto", "auto", "generic"),
         calls=pick(1, 1, 2, 3),
-        saved=bool(chance(8)),
+        saved=bool(chance(40 if backend == "jax" else 10)),
         seed=int(seed % 1000),
     )
 

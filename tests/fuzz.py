@@ -30,10 +30,10 @@ def run(first, count):
             check(combination)
         except Exception as error:
             return error
-        finally:
-            keras.utils.clear_session()
 
     for seed in range(first, first + count):
+        if seed % 20 == 0:
+            keras.utils.clear_session()  # It collects garbage, and takes a while.
         combination = draw(seed)
         error = failure(combination)
         if error is not None:
@@ -44,30 +44,40 @@ def run(first, count):
 
 
 def run_in_a_process(first, count):
-    """Calls `run` in a process of its own.
-
-    Returns:
-        How many combinations were run.
+    """Calls `run` in a process of its own; returns how many combinations it ran.
 
     Raises:
         AssertionError: with the combination, if one failed or killed the process.
     """
     command = [sys.executable, __file__, "--first", first, "--count", count]
+    return len(report([*map(str, command), "--in-process"]))
+
+
+def report(command):
+    """Runs a command that prints what it is running; returns these lines.
+
+    Raises:
+        AssertionError: with the last of them if it died of a signal, or its errors.
+    """
     finished = subprocess.run(
-        [*map(str, command), "--in-process"],
+        command,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
-    lines = [x for x in finished.stdout.splitlines() if x.startswith(RUNNING)]
+    lines = [
+        line.removeprefix(RUNNING)
+        for line in finished.stdout.splitlines()
+        if line.startswith(RUNNING)
+    ]
     if finished.returncode < 0:
-        last = lines[-1].removeprefix(RUNNING) if lines else "its start"
+        last = lines[-1] if lines else "its start"
         raise AssertionError(
             f"The process died of signal {-finished.returncode} at {last}"
         )
     if finished.returncode:
         raise AssertionError(finished.stderr[-6000:])
-    return len(lines)
+    return lines
 
 
 def main():

@@ -157,9 +157,11 @@ def _tangent(axes, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
     if harmless is not None:
         x_hat = jnp.where(harmless, x_hat, 0.0)
     scale = inverse if gamma is None else gamma * inverse
-    shared = weight * dx
     first, second = _through_statistics(
-        share, jnp.sum(shared, others), jnp.sum(shared * x_hat, others)
+        share,
+        jnp.sum(weight * dx, others),
+        # An element of weight 0 may be so large that only in this order it is 0.
+        jnp.sum((weight * x_hat) * dx, others),
     )
     p, q = -scale * second, -scale * first
     p = p if gamma is None else dgamma + p

@@ -344,7 +344,8 @@ def _gradients(
         # The statistics as functions of x: their values stay, and get gradients.
         first = total(weight * centered)
         mean += first - tf.stop_gradient(first)
-        second = total(weight * tf.square(centered - per_element(mean)))
+        rest = centered - per_element(mean)
+        second = total((weight * rest) * rest)
         variance += second - tf.stop_gradient(second)
     inverse = 1.0 / tf.sqrt(variance + epsilon)
     x_hat = (centered - per_element(mean)) * per_element(inverse)
@@ -363,7 +364,8 @@ def _gradients(
             per_element(tf.where(share > 0, vector, tf.zeros_like(vector)))
             for vector in (first, dgamma)
         )
-        dx -= weight * (first + x_hat * second)
+        # An element of weight 0 may be so large that only in this order it is 0.
+        dx -= weight * first + (weight * x_hat) * second
     dx *= per_element(inverse if gamma is None else gamma * inverse)
     return tf.cast(dx, x.dtype), dgamma, dbeta
 

@@ -1,0 +1,163 @@
+"""Random combinations of everything, and those that have failed once."""
+
+import os
+import signal
+import sys
+
+import fuzz
+import keras
+import numpy as np
+import pytest
+from combinations import Combination, check, draw, simplified
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# Seeds in each of two processes: what takes half a minute of one core. JAX compiles
+# each, TensorFlow traces some; `nox -s fuzz` goes on from there.
+COUNT = {"torch": 250, "tensorflow": 120, "jax": 45}[keras.config.backend()]
+
+
+@pytest.mark.parametrize("first", [0, 1_000_000])
+def test_random_combinations_are_the_oracles(first):
+    assert fuzz.run_in_a_process(first, COUNT) == COUNT
+
+
+FAILED = {
+    "an empty batch, channels first": Combination(shape=(0, 3, 4), axis=1),
+    "an empty batch in 16 bits": Combination(
+        shape=(0, 3), dtype="float16", policy="mixed_float16", training=False
+    ),
+    "an axis of no elements": Combination(
+        shape=(3, 5, 0), axis=1, arguments={"virtual_batch_size": 2}
+    ),
+    "float64 and virtual batches": Combination(
+        dtype="float64", policy="float64", arguments={"virtual_batch_size": 3}
+    ),
+    "float64 and renorm's limits": Combination(
+        dtype="float64",
+        policy="float64",
+        arguments={"renorm": True, "renorm_clipping": {"rmax": 1.1, "dmax": 0.1}},
+    ),
+    "float64 and debiased averages": Combination(
+        dtype="float64",
+        policy="float64",
+        arguments={"debias_moving_statistics": True},
+        calls=3,
+    ),
+    "virtual batches, a mask, unknown sizes": Combination(
+        shape=(8, 4, 3),
+        mask=(8, 4),
+        arguments={"virtual_batch_size": 3},
+        how="unknown",
+    ),
+    "virtual batches, a mask of one row, unknown sizes": Combination(
+        shape=(8, 4, 3),
+        mask=(1, 4),
+        arguments={"virtual_batch_size": 3},
+        how="unknown",
+    ),
+    "two channel axes from the first on, at inference": Combination(
+        shape=(3, 4, 5), axis=(0, 2), training=False
+    ),
+    "two channel axes of two": Combination(
+        shape=(7, 4), axis=(-2, 1), layout="strided"
+    ),
+    "permuted, virtual batches of the second axis": Combination(
+        shape=(3, 8, 2),
+        axis=0,
+        layout="permuted",
+        arguments={"virtual_batch_size": 3},
+    ),
+    "a momentum of 1 and debiased averages": Combination(
+        arguments={"momentum": 1.0, "debias_moving_statistics": True}, calls=2
+    ),
+    "float64, one inf, far from the moving mean": Combination(
+        shape=(4, 3, 5),
+        axis=1,
+        dtype="float64",
+        policy="float64",
+        ratio=1e3,
+        bad=np.inf,
+    ),
+    "a square that overflows": Combination(bad=1e25),
+    "a square that overflows where the weight is 0": Combination(
+        shape=(7, 2), axis=-2, mask=(2,), mask_kind="weights", bad=1e25, seed=144
+    ),
+    "an inf, and a mask of one element": Combination(
+        shape=(7, 8, 1), axis=-3, mask=(1, 1), mask_kind="poison", bad=np.nan
+    ),
+    "a square that overflows, virtual batches and a mask": Combination(
+        shape=(7, 2, 7),
+        axis=1,
+        mask=(7, 2, 7),
+        bad=1e25,
+        arguments={"virtual_batch_size": 100},
+        seed=28,
+    ),
+    "bfloat16, every second column": Combination(
+        shape=(64, 4), layout="strided", dtype="bfloat16", policy="mixed_bfloat16"
+    ),
+    "a channel that a mask leaves out, at inference": Combination(
+        shape=(2, 4), mask=(2, 4), training=False, seed=1
+    ),
+    "renorm, virtual batches and a channel left out": Combination(
+        shape=(5, 2, 3),
+        axis=1,
+        mask=(5, 2, 3),
+        arguments={"virtual_batch_size": 2, "renorm": True},
+    ),
+    "a mask of no rows": Combination(
+        shape=(0, 4, 1), mask=(0, 1, 1), arguments={"virtual_batch_size": 100}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_what_has_failed_once_is_the_oracles(name):
+    check(FAILED[name])
+
+
+@pytest.mark.parametrize(
+    "break_check",
+    ["os.kill(os.getpid(), signal.SIGFPE)", "raise RuntimeError('a kernel of ours')"],
+)
+def test_an_example_is_named_also_when_it_kills_its_process(break_check, monkeypatch):
+    code = f"""
+import os, signal, sys
+sys.path[:0] = {sys.path!r}
+import combinations, fuzz
+def check(combination):
+    if combination.seed == 1:
+        {break_check}
+combinations.check = check
+fuzz.run(0, 3)
+"""
+    with pytest.raises(AssertionError) as error:
+        fuzz.report([sys.executable, "-c", code])
+    expected = f"signal {int(signal.SIGFPE)} at {draw(1)}"
+    if "raise" in break_check:
+        expected = f"Seed 1, {draw(1)}, or simpler: Combination(shape="
+        assert "a kernel of ours" in str(error.value)
+    assert expected in str(error.value)
+    assert os.getpid()  # Only the child died.
+
+
+def test_a_failure_is_simplified_to_what_it_needs():
+    found = simplified(
+        draw(1),
+        lambda c: c.shape == draw(1).shape and c.arguments == draw(1).arguments,
+    )
+    kept = Combination(
+        shape=draw(1).shape, axis=draw(1).axis, arguments=draw(1).arguments
+    )
+    assert found == kept
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_a_seed_is_one_combination_that_can_be_copied(seed):
+    combination = draw(seed)
+    assert draw(seed) == combination
+    assert eval(repr(combination), vars(np) | {"Combination": Combination}) == (
+        combination
+    ) or np.isnan(combination.bad or 0.0)
