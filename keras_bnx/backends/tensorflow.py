@@ -331,6 +331,10 @@ def _gradients(
     def per_element(vector):
         return _along(vector, x, channels)
 
+    def of_counted(values):
+        # Weight 0 isn't enough: 0 times a square that overflows is NaN.
+        return values if weights is None else tf.where(weights > 0, values, 0.0)
+
     harmless = None
     centered, dy = _widened(x) - per_element(shift), _widened(dy)
     if weights is not None:
@@ -344,8 +348,8 @@ def _gradients(
         # The statistics as functions of x: their values stay, and get gradients.
         first = total(weight * centered)
         mean += first - tf.stop_gradient(first)
-        rest = centered - per_element(mean)
-        second = total((weight * rest) * rest)
+        squares = tf.square(of_counted(centered - per_element(mean)))
+        second = total(weight * squares)
         variance += second - tf.stop_gradient(second)
     inverse = 1.0 / tf.sqrt(variance + epsilon)
     x_hat = (centered - per_element(mean)) * per_element(inverse)
@@ -364,8 +368,7 @@ def _gradients(
             per_element(tf.where(share > 0, vector, tf.zeros_like(vector)))
             for vector in (first, dgamma)
         )
-        # An element of weight 0 may be so large that only in this order it is 0.
-        dx -= weight * first + (weight * x_hat) * second
+        dx -= weight * (first + x_hat * second)
     dx *= per_element(inverse if gamma is None else gamma * inverse)
     return tf.cast(dx, x.dtype), dgamma, dbeta
 

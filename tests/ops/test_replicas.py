@@ -44,3 +44,12 @@ def test_groups_have_to_fit():
     rows = ops.zeros((6, 2))
     with pytest.raises(ValueError, match="synchronized=4 for 6 replicas"):
         replicas.group(Moments(*[rows] * 5), beside(6, 0, []), 4)
+
+
+def test_a_groups_sum_is_of_its_replicas_alone():
+    others = np.zeros((4, 2), "float32")
+    others[[0, 1, 3]] = [[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]
+    replica = Replicas(4, 2, lambda rows: rows + ops.array(others), True)
+    found = replicas.sum_group(ops.array([5.0, 6.0]), replicas=replica, size=2)
+
+    np.testing.assert_array_equal(to_numpy(found), [105.0, 206.0])

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from frameworks import to_numpy
+from frameworks import gradients, to_numpy
 from keras import ops
 
 from keras_bnx.ops.weights import mask_to_weights
@@ -67,3 +67,15 @@ def test_lists_and_integers_are_weights(mask):
 
     assert found.dtype == "float32"
     np.testing.assert_array_equal(found, [[1.0], [0.0]])
+
+
+def test_no_gradient_flows_to_a_mask():
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+
+    def loss(mask):
+        weights = mask_to_weights(mask, ops.array(x), "float32", axes=(1,))
+        # The second term alone has a gradient.
+        return ops.sum(weights * x) + 2.0 * ops.sum(mask)
+
+    (found,) = gradients(loss, np.ones(4, "float32"))
+    np.testing.assert_array_equal(found, [2.0] * 4)
