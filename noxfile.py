@@ -8,6 +8,7 @@
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
+    python -m nox -s mutants       the package, broken in many small ways
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
 
@@ -187,3 +188,17 @@ def bench(session, backend):
             *session.posargs,
             env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
         )
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def mutants(session, backend):
+    """Breaks the package and lists what no test notices; after --: -k NAME, --jobs."""
+    python = prepare(session, f"{backend}-cpu", f"test-{backend}")
+    session.run(
+        python,
+        "tests/mutants.py",
+        f"--backend={backend}",
+        *session.posargs,
+        env={"KERAS_BACKEND": backend},
+    )
