@@ -194,7 +194,7 @@ STEPS = [
         "ops/moments.py",
         "exists = batch.count > 1",
         "exists = batch.count > 0",
-        outputs("unbiased_weights"),
+        only(f"{OPS}/test_moments.py"),
     ),
     # Averages over time.
     Mutant(
@@ -599,7 +599,7 @@ LAYER = [
         "batch_normalization.py",
         "            has_variance = _both(has_variance, exists)\n",
         "",
-        outputs("unbiased_weights"),
+        only("tests/test_survivors.py"),
     ),
     Mutant(
         "unbiased_is_ignored",

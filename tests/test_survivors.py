@@ -195,3 +195,15 @@ def test_what_padding_overflows_to_has_no_second_derivative():
     )
 
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_weights_below_one_in_all_have_no_unbiased_variance(unbiased):
+    layer = built(momentum=0.0, unbiased_moving_variance=unbiased)
+    x = data(8, 3)
+    layer(x, training=True, mask=np.full(8, 0.1, "float32"))
+
+    found = statistics(layer)
+    np.testing.assert_allclose(found["moving_mean"], x.mean(0), rtol=1e-5)
+    expected = np.ones(3) if unbiased else x.var(0)
+    np.testing.assert_allclose(found["moving_variance"], expected, rtol=1e-5)

@@ -5,6 +5,7 @@ from keras import ops
 from tolerance import assert_near
 
 from keras_bnx import backends, reference
+from keras_bnx.backends import Moments
 from keras_bnx.ops import moments as module
 
 ARITHMETICS = ("generic", "native")
@@ -67,3 +68,17 @@ def test_no_element_and_one_element(rows, arithmetic):
     assert list(count) == list(size) == [rows, rows]
     np.testing.assert_array_equal(mean, [3.0 * rows] * 2)
     np.testing.assert_array_equal(variance, [0.0, 0.0])
+
+
+def test_an_unbiased_variance_exists_where_more_than_one_counts():
+    def batch(count, variance):
+        return Moments(count, None, None, None, ops.array(variance))
+
+    variance, exists = module.unbiased_variance(
+        batch(ops.array([0.5, 1.0, 1.5, 4.0]), [2.0, 2.0, 2.0, 3.0])
+    )
+    np.testing.assert_array_equal(to_numpy(exists), [False, False, True, True])
+    np.testing.assert_array_equal(to_numpy(variance)[2:], [6.0, 4.0])
+    for count, exists, expected in ((1, False, 3.0), (4, True, 4.0)):
+        variance, found = module.unbiased_variance(batch(count, [3.0]))
+        assert found is exists and to_numpy(variance) == [expected]

@@ -78,3 +78,10 @@ def test_the_cumulative_average_weighs_all_alike():
     weights = newest_weight(None, ops.array([1.0, 4.0]))
     np.testing.assert_array_equal(to_numpy(weights), [1.0, 0.25])
     assert newest_weight(0.75) == 0.25
+
+
+def test_a_mean_that_is_the_nearest_number_stays():
+    """The next number is 0.0078 away, and would be worse."""
+    found = update_mean(ops.array([100003.0]), batch(100003.0, 0.001), 0.01)
+
+    np.testing.assert_array_equal(to_numpy(found), [100003.0])
