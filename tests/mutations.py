@@ -80,6 +80,15 @@ def accuracy(*cases):
     return tuple(f"{name}[{case}]" for case in cases)
 
 
+def combination(name):
+    """A call against the oracle that a mutant once survived."""
+    return (f"tests/test_survivors.py::test_a_combination_is_the_oracles[{name}]",)
+
+
+def survivors(*tests):
+    return tuple(f"tests/test_survivors.py::{test}" for test in tests)
+
+
 def behaviour(*tests):
     return tuple(f"tests/test_behaviour.py::{test}" for test in tests)
 
@@ -435,10 +444,7 @@ STEPS = [
         "            return [ops.reshape(x, (*before, rows // size, size, *after))]",
         "            x = ops.reshape(x, (*before, size, rows // size, *after))\n"
         "            return [ops.swapaxes(x, axis, axis + 1)]",
-        only(
-            f"{OPS}/test_virtual.py::"
-            "test_splitting_keeps_the_order_and_joining_undoes_it"
-        ),
+        outputs("virtual_divides"),
     ),
     # Masks.
     Mutant(
@@ -454,7 +460,7 @@ STEPS = [
         "        yield shape\n    missing",
         "        yield shape\n    yield shape + (1,) * (ndim - len(shape))\n"
         "    missing",
-        only(f"{OPS}/test_weights.py::test_shapes_are_aligned"),
+        outputs("mask_channels_first"),
     ),
     Mutant(
         "masks_of_any_size_fit",
@@ -475,21 +481,21 @@ STEPS = [
         "ops/weights.py",
         "return weights is not None and any(weights.shape[i] != 1 for i in axes)",
         "return False",
-        behaviour("test_a_channel_of_padding_alone_gives_beta"),
+        combination("absent_channel"),
     ),
     Mutant(
         "weight_0_counts",
         "ops/weights.py",
         "return ops.any(weights > 0, axis=others) if others else weights > 0",
         "return ops.any(weights >= 0, axis=others) if others else weights >= 0",
-        only("tests/test_survivors.py"),
+        combination("absent_channel_at_inference"),
     ),
     Mutant(
         "a_batch_of_padding_alone_leaves_all_out",
         "ops/weights.py",
         "absent = ops.logical_and(ops.logical_not(counted), any_counts)",
         "absent = ops.logical_not(counted)",
-        only("tests/test_survivors.py"),
+        combination("all_absent"),
     ),
 ]
 
@@ -557,35 +563,35 @@ LAYER = [
         "batch_normalization.py",
         "share = 1.0 / ops.where(usable, batch.count, infinity)",
         "share = 1.0 / batch.count",
-        only("tests/test_survivors.py"),
+        combination("inf"),
     ),
     Mutant(
         "the_rest_is_not_zeroed",
         "batch_normalization.py",
         "rest if isinstance(rest, float) else ops.where(usable, rest, 0.0)",
         "rest",
-        only("tests/test_survivors.py"),
+        combination("inf_generic"),
     ),
     Mutant(
         "an_unusable_channel_keeps_the_batchs_shift",
         "batch_normalization.py",
         "shift = ops.where(usable, batch.shift, mean)",
         "shift = batch.shift",
-        only("tests/test_survivors.py"),
+        combination("inf"),
     ),
     Mutant(
         "an_unusable_channel_keeps_the_batchs_variance",
         "batch_normalization.py",
         "variance = ops.where(usable, batch.variance, variance)",
         "variance = batch.variance",
-        only("tests/test_survivors.py"),
+        combination("inf"),
     ),
     Mutant(
         "statistics_have_a_gradient",
         "batch_normalization.py",
         "            if not native:\n",
         "            if False:\n",
-        only("tests/test_survivors.py"),
+        survivors("test_no_gradient_flows_through_the_statistics"),
     ),
     Mutant(
         "one_element_has_a_variance",
@@ -599,7 +605,7 @@ LAYER = [
         "batch_normalization.py",
         "            has_variance = _both(has_variance, exists)\n",
         "",
-        only("tests/test_survivors.py"),
+        survivors("test_weights_below_one_in_all_have_no_unbiased_variance"),
     ),
     Mutant(
         "unbiased_is_ignored",
@@ -627,7 +633,7 @@ LAYER = [
         "batch_normalization.py",
         "write(history.scale_updates, has_variance, scale_updates, old)",
         "write(history.scale_updates, usable, scale_updates, old)",
-        only("tests/test_survivors.py"),
+        combination("one_row_is_counted_once"),
     ),
     Mutant(
         "the_moving_mean_is_not_written",
@@ -699,7 +705,7 @@ LAYER = [
         "batch_normalization.py",
         "if not self.debias_moving_statistics or self.momentum == 1.0:",
         "if not self.debias_moving_statistics:",
-        only("tests/test_survivors.py"),
+        survivors("test_a_momentum_of_1_keeps_the_initial_statistics_at_inference"),
     ),
     Mutant(
         "debiased_before_any_batch",
@@ -737,14 +743,14 @@ LAYER = [
         "batch_normalization.py",
         "        r = _select(usable, r, ops.ones_like(r))\n",
         "",
-        only("tests/test_survivors.py"),
+        combination("inf_renorm"),
     ),
     Mutant(
         "an_unusable_channel_has_a_d",
         "batch_normalization.py",
         "        d = _select(usable, d, ops.zeros_like(d))\n",
         "",
-        only("tests/test_survivors.py"),
+        combination("inf_renorm"),
     ),
     Mutant(
         "d_is_not_scaled_by_gamma",
@@ -765,14 +771,14 @@ LAYER = [
         "batch_normalization.py",
         "            gamma = leave_out_absent(gamma, batch.size > 0, channels)\n",
         "",
-        behaviour("test_a_channel_of_padding_alone_gives_beta"),
+        combination("absent_channel"),
     ),
     Mutant(
         "a_channel_of_padding_is_scaled_at_inference",
         "batch_normalization.py",
         "                gamma = leave_out_absent(gamma, counted, range(len(axes)))\n",
         "",
-        outputs("mask_per_channel", training=False) + only("tests/test_survivors.py"),
+        combination("absent_channel_at_inference"),
     ),
     Mutant(
         "kept_statistics_move",
@@ -788,14 +794,14 @@ LAYER = [
         "batch_normalization.py",
         "if not (backend.is_recomputing() or are_kept()):",
         "if not are_kept():",
-        only(f"{DERIVATIVES}::test_rematerialization_updates_the_statistics_once"),
+        only(f"{BACKEND}/test_torch.py::test_torchs_own_checkpoint_updates_once"),
     ),
     Mutant(
         "a_traced_false_is_a_step_of_schedules",
         "batch_normalization.py",
         'self.history.steps.assign_add(ops.cast(trains, "int32"))',
         "self.history.steps.assign_add(1)",
-        only("tests/test_survivors.py"),
+        survivors("test_a_traced_false_is_no_step_of_schedules"),
     ),
     Mutant(
         "steps_are_not_counted",
@@ -816,7 +822,7 @@ LAYER = [
         "batch_normalization.py",
         "dtypes = {dtype, self.compute_dtype, self.variable_dtype}",
         "dtypes = {self.compute_dtype, self.variable_dtype}",
-        only("tests/test_survivors.py"),
+        combination("float64_inputs"),
     ),
     Mutant(
         "generic_rounds_its_gradients_to_16_bits",
@@ -838,7 +844,7 @@ LAYER = [
         "batch_normalization.py",
         "if on or k in self._frozen)",
         "if on)",
-        only("tests/test_survivors.py"),
+        survivors("test_freezing_one_half_leaves_the_other_frozen"),
     ),
     Mutant(
         "affine_thaws_with_trainable",
@@ -859,28 +865,28 @@ LAYER = [
         "batch_normalization.py",
         "            self._start_renorm(ops.sqrt(self.moving_variance))\n        if",
         "            pass\n        if",
-        only("tests/test_survivors.py"),
+        survivors("test_a_reset_is_one_of_renorms_statistics_too"),
     ),
     Mutant(
         "the_config_lacks_virtual_batches",
         "batch_normalization.py",
         '            "virtual_batch_size": self.virtual_batch_size,\n',
         "",
-        only(f"{FILES}::test_models_are_saved_and_loaded", "tests/test_survivors.py"),
+        survivors("test_each_argument_survives_its_config"),
     ),
     Mutant(
         "the_config_lacks_debiasing",
         "batch_normalization.py",
         '            "debias_moving_statistics": self.debias_moving_statistics,\n',
         "",
-        only(f"{FILES}::test_models_are_saved_and_loaded", "tests/test_survivors.py"),
+        survivors("test_each_argument_survives_its_config"),
     ),
     Mutant(
         "the_config_lacks_axis_name",
         "batch_normalization.py",
         '            "axis_name": self.axis_name,\n',
         "",
-        only(f"{FILES}::test_models_are_saved_and_loaded", "tests/test_survivors.py"),
+        survivors("test_each_argument_survives_its_config"),
     ),
     Mutant(
         "the_config_lacks_synchronized",
@@ -983,7 +989,7 @@ GENERIC = [
         "backends/generic.py",
         "weights = ops.where(counted, weights, ops.zeros_like(weights))",
         "weights = weights * 1.0",
-        only("tests/test_survivors.py"),
+        survivors("test_weights_that_are_negative_or_nan_are_0"),
     ),
     Mutant(
         "generic_takes_weights_for_sizes",
@@ -1004,7 +1010,7 @@ GENERIC = [
         "backends/generic.py",
         "ops.where(ops.abs(centered) < limit, centered, nan)",
         "centered",
-        only("tests/test_survivors.py"),
+        combination("overflow"),
     ),
     Mutant(
         "generic_takes_the_difference_of_squares",
@@ -1222,21 +1228,21 @@ TORCH = [
         "backends/torch.py",
         "weights.clamp(min=0).nan_to_num()",
         "weights.nan_to_num()",
-        only("tests/test_survivors.py"),
+        survivors("test_weights_that_are_negative_or_nan_are_0"),
     ),
     Mutant(
         "torch_takes_weights_that_are_nan",
         "backends/torch.py",
         "weights.clamp(min=0).nan_to_num()",
         "weights.clamp(min=0)",
-        only("tests/test_survivors.py"),
+        survivors("test_weights_that_are_negative_or_nan_are_0"),
     ),
     Mutant(
         "torch_multiplies_weight_0_by_infinity",
         "backends/torch.py",
         "return values if weights is None else torch.where(weights > 0, values, 0.0)",
         "return values",
-        only("tests/test_survivors.py"),
+        survivors("test_what_padding_overflows_to_has_no_second_derivative"),
     ),
     Mutant(
         "torch_is_once_differentiable_in_the_mean",
@@ -1454,7 +1460,7 @@ JAX = [
         "backends/jax.py",
         "return tuple(jnp.where(share > 0, total, 0.0) for total in sums)",
         "return sums",
-        only("tests/test_survivors.py"),
+        combination("inf"),
     ),
     Mutant(
         "jax_halves_the_variances_derivative",
@@ -1489,7 +1495,7 @@ JAX = [
         "backends/jax.py",
         "    x = jax.lax.stop_gradient(x)\n",
         "    x = x + 0\n",
-        only("tests/test_survivors.py"),
+        survivors("test_no_gradient_flows_through_the_statistics"),
     ),
     Mutant(
         "jax_is_always_the_first_replica",
@@ -1510,7 +1516,7 @@ JAX = [
         "batch_normalization.py",
         "share = 1.0 / ops.where(usable, batch.count, infinity)",
         "share = 1.0 / batch.count",
-        only("tests/test_survivors.py"),
+        combination("traced_false"),
         backend="jax",
     ),
 ]
@@ -1568,14 +1574,21 @@ TENSORFLOW = [
         "backends/tensorflow.py",
         "        mean += first - tf.stop_gradient(first)\n",
         "",
-        only("tests/test_survivors.py"),
+        survivors("test_native_second_order_is_that_of_the_oracle_in_float32"),
     ),
     Mutant(
         "tensorflow_is_once_differentiable_in_the_variance",
         "backends/tensorflow.py",
         "        variance += second - tf.stop_gradient(second)\n",
         "",
-        only("tests/test_survivors.py"),
+        survivors("test_native_second_order_is_that_of_the_oracle_in_float32"),
+    ),
+    Mutant(
+        "tensorflow_multiplies_weight_0_by_infinity",
+        "backends/tensorflow.py",
+        "return values if weights is None else tf.where(weights > 0, values, 0.0)",
+        "return values",
+        survivors("test_what_padding_overflows_to_has_no_second_derivative"),
     ),
     Mutant(
         "tensorflow_fuses_what_does_not_fit",
