@@ -43,15 +43,14 @@ class Outcome:
 
 @contextmanager
 def copied(root):
-    """A temporary copy of the package and its tests."""
+    """A temporary copy of the package and its tests, beside links to the rest."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        for name in ("keras_bnx", "tests"):
-            shutil.copytree(
-                root / name,
-                Path(folder, name),
-                ignore=shutil.ignore_patterns("__pycache__"),
-            )
-        shutil.copy(root / "pyproject.toml", folder)
+        for path in root.iterdir():
+            if path.name in ("keras_bnx", "tests"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(path, Path(folder, path.name), ignore=ignored)
+            elif not path.name.startswith("."):
+                Path(folder, path.name).symlink_to(path.resolve())
         yield Path(folder)
 
 
