@@ -1245,6 +1245,13 @@ TORCH = [
         survivors("test_what_padding_overflows_to_has_no_second_derivative"),
     ),
     Mutant(
+        "torch_gives_padding_a_gradient",
+        "backends/torch.py",
+        "        dx = torch.where(harmless, dy, 0.0)\n",
+        "",
+        combination("poison"),
+    ),
+    Mutant(
         "torch_is_once_differentiable_in_the_mean",
         "backends/torch.py",
         "mean = mean + (first - first.detach())",
@@ -1482,7 +1489,7 @@ JAX = [
         "backends/jax.py",
         "        dy = jnp.where(harmless, dy, 0.0)\n",
         "        pass\n",
-        behaviour("test_nan_in_padding_reaches_nothing"),
+        combination("poison"),
     ),
     Mutant(
         "jax_keeps_more_than_the_inputs",
@@ -1590,6 +1597,13 @@ TENSORFLOW = [
         "return values if weights is None else tf.where(weights > 0, values, 0.0)",
         "return values",
         survivors("test_what_padding_overflows_to_has_no_second_derivative"),
+    ),
+    Mutant(
+        "tensorflow_gives_padding_a_gradient",
+        "backends/tensorflow.py",
+        "        dx = tf.where(harmless, dy, 0.0)\n",
+        "",
+        combination("poison"),
     ),
     Mutant(
         "tensorflow_fuses_what_does_not_fit",
