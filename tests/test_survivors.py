@@ -30,6 +30,12 @@ COMBINATIONS = {
     "traced_false_renorm": Combination(
         training="traced False", how="compiled", arguments=RENORM
     ),
+    "traced_false_virtual": Combination(
+        training="traced False", how="compiled", arguments={"virtual_batch_size": 3}
+    ),
+    "inf_in_the_last_virtual_batch": Combination(
+        bad=np.inf, how=HOW, arguments={"virtual_batch_size": 2}, seed=5
+    ),
     "inf": Combination(bad=np.inf, how=HOW),
     "inf_generic": Combination(bad=np.inf, how=HOW, implementation="generic"),
     "inf_renorm": Combination(bad=np.inf, how=HOW, arguments=RENORM),
@@ -211,3 +217,32 @@ def test_weights_below_one_in_all_have_no_unbiased_variance(unbiased):
     np.testing.assert_allclose(found["moving_mean"], x.mean(0), rtol=1e-5)
     expected = np.ones(3) if unbiased else x.var(0)
     np.testing.assert_allclose(found["moving_variance"], expected, rtol=1e-5)
+
+
+def fitted(layer):
+    """A step of `fit`, compiled, where Keras donates the variables on JAX."""
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model.compile("sgd", "mse")
+    model.fit(data(8, 3), data(8, 3), verbose=0)
+    return statistics(layer)
+
+
+def test_a_layer_that_was_reset_is_fitted():
+    layer = built(renorm=True, momentum=0.5)
+    layer.reset_moving_statistics()
+    found = fitted(layer)
+
+    np.testing.assert_allclose(found["moving_mean"], data(8, 3).mean(0) / 2, rtol=1e-5)
+
+
+def test_a_layer_that_was_loaded_is_fitted(tmp_path):
+    layer = built(debias_moving_statistics=True, momentum=0.5)
+    plain = keras.Sequential([keras.Input((3,)), BatchNormalization()])
+    plain.save_weights(tmp_path / "a.weights.h5")
+    keras.Sequential([keras.Input((3,)), layer]).load_weights(tmp_path / "a.weights.h5")
+    found = fitted(layer)
+
+    # The file doesn't say after how many batches its mean is 0.
+    np.testing.assert_allclose(
+        found["debiased_mean"], data(8, 3).mean(0) / 2, rtol=1e-5
+    )
