@@ -6,8 +6,8 @@
 `nox -s mutants` calls it for each backend. A mutant is a row of `mutations.py`: a
 line of the package, what takes its place, and the tests that should fail then. Each
 is tried in a copy of the package, by one process of pytest that stops at the first
-failure; the working tree stays as it is. Tests that fail in the package as it is
-would kill any mutant, so they are run first, and then everything is invalid.
+failure; the working tree stays as it is. Tests that fail in the package as it is would
+kill any mutant: they are run first, and where one fails nothing is tried.
 """
 
 import argparse
@@ -54,11 +54,10 @@ def copied(root):
         yield Path(folder)
 
 
-def run(tests, backend, implementation, folder, *arguments, seconds=SECONDS):
+def run(tests, backend, folder, *arguments, seconds=SECONDS):
     """Runs tests in a folder, by a process of their own."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
-        "KERAS_BNX_IMPLEMENTATION": implementation,
         # The folder's package, before one that is installed; also in processes that
         # a test starts.
         "PYTHONPATH": str(folder),
@@ -114,8 +113,7 @@ def try_out(mutant, root=ROOT, seconds=SECONDS):
         return Outcome("invalid", str(error))
     with copied(root) as folder:
         (folder / "keras_bnx" / mutant.file).write_text(text)
-        where = mutant.backend, mutant.implementation, folder
-        return run(mutant.tests, *where, "-x", seconds=seconds)
+        return run(mutant.tests, mutant.backend, folder, "-x", seconds=seconds)
 
 
 def is_as_expected(mutant, outcome):
@@ -129,20 +127,19 @@ def check_unbroken(mutants, root=ROOT):
     Raises:
         SystemExit: if one fails.
     """
-    places = dict.fromkeys((m.backend, m.implementation) for m in mutants)
-    for place in places:
-        named = [m.tests for m in mutants if (m.backend, m.implementation) == place]
+    for backend in dict.fromkeys(m.backend for m in mutants):
+        named = [m.tests for m in mutants if m.backend == backend]
         tests = dict.fromkeys(test for tests in named for test in tests)
         with copied(root) as folder:
-            outcome = run(tests, *place, folder, seconds=10 * SECONDS)
+            outcome = run(tests, backend, folder, seconds=10 * SECONDS)
         if outcome.verdict != "passed":
             raise SystemExit(
                 "Nothing is known of any mutant: without one these tests fail on "
-                f"{' '.join(place)}: {outcome.detail}"
+                f"{backend}: {outcome.detail}"
             )
         print(
-            f"{len(tests)} tests pass unbroken on {' '.join(place)} "
-            f"({outcome.seconds:.0f} s)",
+            f"Of the package as it is, {len(tests)} tests pass on {backend} "
+            f"({outcome.seconds:.0f} s).",
             file=sys.stderr,
             flush=True,
         )
@@ -160,8 +157,6 @@ def table(results):
         elif mutant.reason:
             what = f"{what}, **unexpectedly**: take its reason away"
         where = f"`{mutant.file}`, {mutant.backend}"
-        if mutant.implementation != "auto":
-            where += f" {mutant.implementation}"
         lines.append(f"| {mutant.name} | {where} | {what} | {outcome.seconds:.0f} |")
     return "\n".join(lines)
 

@@ -20,7 +20,6 @@ class Mutant:
         new: what takes its place.
         tests: pytest's names of the tests that should fail, the likeliest first.
         backend: where they are run.
-        implementation: which arithmetic is forced.
         reason: why no test can notice; `None` where one has to.
     """
 
@@ -30,7 +29,6 @@ class Mutant:
     new: str
     tests: tuple
     backend: str = "torch"
-    implementation: str = "auto"
     reason: str = None
 
     def broken(self, package):

@@ -18,7 +18,6 @@ def pytest_addoption(parser):
 """
 MODULE = "def double(x):\n    return 2 * x\n"
 TESTS = """
-import os
 from keras_bnx.module import double
 
 def test_two():
