@@ -1069,7 +1069,7 @@ GENERIC = [
         "backends/generic.py",
         "ops.where(ops.abs(centered) < limit, centered, nan)",
         "centered",
-        combination("overflow"),
+        combination("inf_generic"),
     ),
     Mutant(
         "generic_takes_the_difference_of_squares",

@@ -39,7 +39,6 @@ COMBINATIONS = {
     "inf": Combination(bad=np.inf, how=HOW),
     "inf_generic": Combination(bad=np.inf, how=HOW, implementation="generic"),
     "inf_renorm": Combination(bad=np.inf, how=HOW, arguments=RENORM),
-    "overflow": Combination(bad=1e25, how=HOW, implementation="generic"),
     "poison": Combination(mask=(8,), mask_kind="poison", how=HOW),
     "absent_channel": Combination(mask=(1, 3), how=HOW),
     "absent_channel_at_inference": Combination(mask=(1, 3), training=False, how=HOW),
