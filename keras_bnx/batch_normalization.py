@@ -383,7 +383,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 native, of_all = False, replicas.gather(batch, beside)
                 of_group = replicas.group(of_all, beside, self.synchronized)
                 batch = join([of_group], 0, leave_out=False)
-            usable = _both(_usable(batch, native), trains)
+            usable = _both(self._is_usable(batch, native), trains)
             y = self._normalize(
                 part,
                 mask,
@@ -408,7 +408,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 of_all = of_all if sums else replicas.gather(batch, beside)
                 batch = join([of_all], 0)
             if joins or (divides and not known):
-                usable = _both(_usable(batch, False), trains)
+                usable = _both(self._is_usable(batch, False), trains)
             if not native:
                 batch = batch._replace(
                     mean=ops.stop_gradient(batch.mean),
@@ -676,6 +676,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
             value = ops.reshape(value, [weight.shape[i] for i in axes])
         return value
 
+    def _is_usable(self, batch, native):
+        """Where there are statistics; `True` where that is known without waiting."""
+        # The variance is finite only where the mean is.
+        vectors = [batch.variance]
+        stored = keras.backend.standardize_dtype(self.moving_mean.dtype)
+        if stored != keras.backend.standardize_dtype(batch.variance.dtype):
+            # What float64 holds may be inf where it is stored.
+            vectors = [batch.variance, batch.shift + batch.mean]
+            vectors = [ops.cast(vector, stored) for vector in vectors]
+        usable = batch.size > 0
+        for vector in vectors:
+            known = native and backends.active().is_known_finite(vector)
+            usable = _both(usable, known or ops.isfinite(vector))
+        return usable
+
     def _inference_statistics(self, dtype):
         """Mean and variance that take the place of a batch's."""
         mean = self._read(self.moving_mean, dtype)
@@ -882,13 +897,6 @@ def _cast(x, dtype):
 def _statistics_dtype(x):
     dtype = keras.backend.standardize_dtype(x.dtype)
     return "float64" if dtype == "float64" else "float32"
-
-
-def _usable(batch, native):
-    """Where there are statistics; `True` where that is known without waiting."""
-    # The variance is finite only where the mean is.
-    known = native and backends.active().is_known_finite(batch.variance)
-    return _both(batch.size > 0, known or ops.isfinite(batch.variance))
 
 
 def _variance_of(stddev, epsilon):

@@ -53,7 +53,7 @@ class Arguments:
     """What the layer is constructed with, and its weights gamma and beta.
 
     Limits in `renorm_clipping` are numbers, those of the step. `largest` is the
-    largest number of the layer's arithmetic: a variance beyond isn't finite there.
+    largest number that the layer stores: statistics beyond aren't finite there.
     """
 
     axis: int = -1  # or a tuple
@@ -134,7 +134,7 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     beta = np.zeros(rows.shape[1:]) if a.beta is None else np.asarray(a.beta, float)
 
     count, size, mean, variance = moments(x, weights, axis=a.axis)
-    usable = (size > 0) & (variance <= a.largest) & training
+    usable = (size > 0) & _fits(mean, variance, a) & training
     r, d = np.ones_like(gamma), np.zeros_like(gamma)
     if training and a.renorm:
         # BRN, Algorithm 1, lines 3 and 4; constants to the gradient.
@@ -234,8 +234,8 @@ def _virtual_batches(x, state, a, weights):
         index[axis] = slice(start, start + a.virtual_batch_size)
         index = tuple(index)
         part = batch_normalization(x[index], state, plain, weights=w[index])
-        _, size, _, variance = moments(x[index], w[index], axis=a.axis)
-        known = _along((size > 0) & (variance <= a.largest), x, a.axis)
+        _, size, mean, variance = moments(x[index], w[index], axis=a.axis)
+        known = _along((size > 0) & _fits(mean, variance, a), x, a.axis)
         w[index] = np.where(known, w[index], 0.0)
         parts.append((part, index))
     y = np.empty_like(x)
@@ -244,6 +244,11 @@ def _virtual_batches(x, state, a, weights):
     count, size, mean, variance = moments(x, w, axis=a.axis)
     after = _update(state, a, size > 0, count, size, mean, variance)
     return Step(y, after, None, None, None, None, None, None, a, parts)
+
+
+def _fits(mean, variance, a):
+    """Whether statistics can be stored; NaN can't."""
+    return (np.abs(mean) <= a.largest) & (variance <= a.largest)
 
 
 def _update(state, a, usable, count, size, mean, variance):

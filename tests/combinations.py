@@ -138,7 +138,7 @@ def build(combination):
     return layer
 
 
-def oracle_of(layer, dtype):
+def oracle_of(layer):
     """The oracle's state and arguments: the numbers that a layer has stored."""
     axes = layer.axis if isinstance(layer.axis, tuple) else (layer.axis,)
 
@@ -164,7 +164,7 @@ def oracle_of(layer, dtype):
         gamma=None if layer.gamma is None else vector(layer.gamma),
         beta=None if layer.beta is None else vector(layer.beta),
         renorm_clipping=dict(layer.renorm_clipping or {}),
-        largest=float(np.finfo("float64" if dtype == "float64" else "float32").max),
+        largest=float(np.finfo(to_numpy(layer.moving_mean.value).dtype).max),
         **{name: getattr(layer, name) for name in names.split()},
     )
 
@@ -187,7 +187,7 @@ def check(combination):
 
 def _check_call(c, layer, run, call, wide):
     x, dy, mask = c.data(call)
-    state, arguments = oracle_of(layer, wide)
+    state, arguments = oracle_of(layer)
     weights = weights_of(c, mask)
     expected = reference.batch_normalization(
         x, state, arguments, weights=weights, training=c.trains
@@ -315,7 +315,7 @@ def _assert_within(actual, expected, bound, dtype, what):
     assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
     actual = actual.astype("float64")
     if dtype == "float16":
-        expected = np.where(np.abs(expected) < 65520, expected, expected * np.inf)
+        expected = np.where(np.abs(expected) < 65520, expected, np.nan)
     finite = np.isfinite(expected)
     assert not np.isfinite(actual[~finite]).any(), f"{what}: finite where it mustn't be"
     allowed = np.broadcast_to(bound, expected.shape)[finite]

@@ -33,7 +33,10 @@ def tensor_of(array, dtype, layout="contiguous"):
             "strided", every second number of a larger tensor; "expanded", one number
             in memory where all are the same.
     """
-    tensor = ops.cast(ops.convert_to_tensor(array, "float64"), dtype)
+    # By way of float32 where that is enough: NumPy has no bfloat16, and JAX float64
+    # only where it is asked for.
+    array = np.asarray(array, "float64" if dtype == "float64" else "float32")
+    tensor = ops.cast(ops.convert_to_tensor(array), dtype)
     if keras.config.backend() != "torch" or layout == "contiguous":
         return tensor
     import torch

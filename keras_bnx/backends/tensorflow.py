@@ -368,7 +368,8 @@ def _gradients(
             per_element(tf.where(share > 0, vector, tf.zeros_like(vector)))
             for vector in (first, dgamma)
         )
-        dx -= weight * (first + x_hat * second)
+        # An element of weight 0 may be so large that only in this order it is 0.
+        dx -= weight * first + (weight * x_hat) * second
     dx *= per_element(inverse if gamma is None else gamma * inverse)
     return tf.cast(dx, x.dtype), dgamma, dbeta
 
