@@ -49,7 +49,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
     which nothing counts (an empty or fully masked batch), or whose statistics
     aren't finite (an inf or NaN in the batch, or values above 1e19, whose
     squares overflow), is normalized by its moving statistics, which stay as
-    they are. A single element (a last batch of one row) has a mean but no
+    they are. Its gradients are those of inference: finite for its finite elements,
+    whatever the others are; gamma's isn't finite where an element that counts isn't,
+    so that an optimizer that scales the loss skips the step. Virtual batches, and
+    replicas that aren't synchronized, are judged one by one: the moving statistics
+    follow the others. A single element (a last batch of one row) has a mean but no
     variance: its output is `beta`, the moving mean follows it, the moving
     variance stays.
 
@@ -58,8 +62,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     element; real weights do as well (rows of sample weight 0, say). All
     elements are normalized, and the mask is passed on. Where the weight is 0 the
     input may be NaN or inf: it reaches neither statistics nor gradients, and its
-    output is that of the mean, `beta` (under renorm `beta + d * gamma`). So is the
-    output of a channel that a mask of the inputs' rank leaves out as a whole.
+    output is that of the mean, `beta` (under renorm `beta + d * gamma`). A channel
+    that a mask of the inputs' rank leaves out as a whole, while others count, gives
+    `beta` too, in training and at inference.
 
     **Mixed precision.** Statistics, weights and arithmetic are float32 under
     16-bit policies, where kernels read and write 16 bits; also under `"float16"`
@@ -89,7 +94,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         momentum: float in [0, 1], the weight of the old moving value. Or `None`:
             the moving statistics are the averages over all batches since
             `reset_moving_statistics()`, each of the same weight (PyTorch's
-            `momentum=None`).
+            `momentum=None`). With 1 they never move.
         epsilon: float > 0, added to the variance.
         center: whether to add `beta`.
         scale: whether to multiply by `gamma`.
@@ -124,7 +129,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
             training take n.
         debias_moving_statistics: whether inference divides the initial values out of
             the moving statistics: after one batch they are that batch's, not
-            mostly 0 and 1. Before any they are the initial ones. Renorm's are treated
+            mostly 0 and 1. Before any they are the initial ones, and with a
+            momentum of 1, which gives no batch a weight, they stay so. Renorm's are treated
             likewise, so that it starts as plain batch normalization, and not by
             undoing it. What is stored as moving statistics stays what Keras stores.
         axis_name: optional string, JAX's name of the axis of the replicas in
@@ -135,7 +141,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         inputs: real tensor of shape `(batch, ..., channels, ...)`; one layer
             serves inputs of several ranks. Integers are cast to float.
         training: whether to use and follow the batch's statistics: a bool of
-            Python or NumPy, or a scalar tensor, also under compilation.
+            Python, or a scalar tensor, also under compilation; or NumPy's bool
+            (not inside of `torch.compile`, where Keras can't read it).
         mask: optional bools or weights >= 0, of any shape that broadcasts
             against the inputs without their channel axis, batch first: missing
             axes are taken to follow, as in Keras's `(batch, time)` masks, and to
@@ -319,11 +326,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
         traced = backend.is_traced(training)
         beside = backend.replicas(self.axis_name)
+        trains = self.trainable and "statistics" not in self._frozen
+        trains = trains and (traced or training)
         # An empty batch, known to be empty, has no statistics to take; but where
-        # replicas wait for each other's sums, each has to take part.
-        takes_part = beside is not None or 0 not in tuple(x.shape)
-        adapts = self.trainable and "statistics" not in self._frozen
-        if adapts and (traced or training) and takes_part:
+        # replicas wait for each other's sums, each has to take part. It isn't asked
+        # for at inference, where PyTorch's tracing would warn of the question.
+        if trains and (beside is not None or 0 not in tuple(x.shape)):
             trains = ops.cast(training, "bool") if traced else True
             outputs = self._train(x, weights, axes, dtype, gamma, beta, trains, beside)
         else:

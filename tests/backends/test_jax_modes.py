@@ -16,15 +16,15 @@ HERE = Path(__file__).parent
 @pytest.mark.parametrize(
     ("name", "environment"),
     [
-        ("numpy", {"KERAS_BACKEND": "numpy"}),
-        ("nnx", {"KERAS_BACKEND": "jax", "KERAS_NNX_ENABLED": "true"}),
+        ("mode_numpy.py", {"KERAS_BACKEND": "numpy"}),
+        ("mode_nnx.py", {"KERAS_BACKEND": "jax", "KERAS_NNX_ENABLED": "true"}),
     ],
 )
 def test_the_layer_is_right_in_other_modes(name, environment):
     paths = [str(HERE.parents[1]), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         # The columns' own checks are for the three backends.
-        [sys.executable, "-m", "pytest", "--noconftest", "-q", f"mode_{name}.py"],
+        [sys.executable, "-m", "pytest", "--noconftest", "-q", name],
         cwd=HERE,
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,

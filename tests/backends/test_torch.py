@@ -128,6 +128,42 @@ def test_export_keeps_the_numbers(training):
     torch.testing.assert_close(program.module()(X), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_one_graph_serves_masks_of_one_column_and_of_all():
+    """The size of the mask becomes symbolic, while that of the inputs isn't."""
+    torch._dynamo.reset()
+    layer, eager = built(), built()
+    x = torch.randn(8, 5, 3)
+    masks = [torch.rand(8, columns) > 0.3 for columns in (1, 5, 1)]
+    expected = [eager(x, training=True, mask=mask) for mask in masks]
+    run = torch.compile(
+        lambda x, mask: layer(x, training=True, mask=mask),
+        fullgraph=True,
+        backend=lambda graph, inputs: graph.forward,
+    )
+    for mask, y in zip(masks, expected, strict=True):
+        torch.testing.assert_close(run(x, mask), y, rtol=1e-5, atol=1e-5)
+
+
+def test_tracing_an_export_warns_of_nothing_in_this_package(recwarn):
+    layer = built()
+    layer(X, training=True)
+    layer.eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: layer(x, training=False), (X,))
+    ours = [w for w in recwarn if "keras_bnx" in w.filename]
+
+    assert not ours, [str(w.message) for w in ours]
+    expected = layer(X + 1).detach()
+    torch.testing.assert_close(traced(X + 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_names_of_pytorch_that_are_private_exist():
+    """Without them replicas, remat and transforms would be silently wrong."""
+    assert torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None
+    assert torch._C._current_graph_task_id() == -1
+    assert torch._C._are_functorch_transforms_active() is False
+
+
 def test_recomputing_is_only_inside_backward():
     seen = []
 
