@@ -130,9 +130,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
         debias_moving_statistics: whether inference divides the initial values out of
             the moving statistics: after one batch they are that batch's, not
             mostly 0 and 1. Before any they are the initial ones, and with a
-            momentum of 1, which gives no batch a weight, they stay so. Renorm's are treated
-            likewise, so that it starts as plain batch normalization, and not by
-            undoing it. What is stored as moving statistics stays what Keras stores.
+            momentum of 1, which gives no batch a weight, they stay so. Renorm's are
+            treated likewise, so that it starts as plain batch normalization, and not
+            by undoing it. What is stored as moving statistics stays what Keras stores.
         axis_name: optional string, JAX's name of the axis of the replicas in
             `shard_map`, `pmap` or `vmap`. Other backends don't need it.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
