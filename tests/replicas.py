@@ -27,6 +27,7 @@ class Scenario:
     arguments: dict = field(default_factory=dict)
     compiled: bool = False  # PyTorch
     jobs: int = 1  # PyTorch: DistributedDataParallel of so many process groups
+    recomputed: bool = False  # PyTorch: in the backward pass, by checkpointing
 
     def data(self):
         """Inputs, masks and upstream gradients, lists of one array per replica.
@@ -75,6 +76,7 @@ SCENARIOS = [
             Scenario("compiled", masked=True, compiled=True),
             Scenario("compiled, unequal", rows=(5, 2, 3), compiled=True, mean=1e3),
             Scenario("jobs", rows=(3, 4, 5, 6), jobs=2, mean=10.0),
+            Scenario("jobs, recomputed", rows=(3, 4, 5, 6), jobs=2, recomputed=True),
             Scenario("jobs, masks", rows=(3, 0, 5, 6), jobs=2, masked=True),
             Scenario("jobs, local", rows=(3, 4, 5, 6), jobs=2, synchronized=False),
         ]
@@ -315,7 +317,8 @@ def _torch_rank(scenario, rank, jobs):
     else:
         # Its statistics are joined in there; gradients are averaged.
         call = torch.nn.parallel.DistributedDataParallel(
-            layer, process_group=jobs[rank // 2] if in_jobs else None
+            _recomputed(layer) if scenario.recomputed else layer,
+            process_group=jobs[rank // 2] if in_jobs else None,
         )
     if scenario.compiled:
         layer(x.detach(), training=False)
@@ -345,6 +348,22 @@ def _torch_rank(scenario, rank, jobs):
             else {}
         ),
     }
+
+
+def _recomputed(layer):
+    import torch
+
+    class Recomputed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x, **kwargs):
+            return torch.utils.checkpoint.checkpoint(
+                self.layer, x, use_reentrant=False, **kwargs
+            )
+
+    return Recomputed()
 
 
 def _torch_jobs(rank, group):

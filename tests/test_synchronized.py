@@ -28,7 +28,8 @@ def collectives(scenario):
     """How many numbers each sum over replicas of a layer's training step has."""
     count, sums = len(scenario.rows) // scenario.jobs, scenario.synchronized
     if sums and scenario.arguments.get("virtual_batch_size") is None:
-        return [5 * CHANNELS * count, 2 * CHANNELS * (1 if sums is True else count)]
+        forward = [5 * CHANNELS * count] * (2 if scenario.recomputed else 1)
+        return [*forward, 2 * CHANNELS * (1 if sums is True else count)]
     return [5 * CHANNELS * count]
 
 

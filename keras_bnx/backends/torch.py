@@ -22,6 +22,7 @@ The gradient keeps `x` and vectors. Gradients of gradients are PyTorch's own, of
 the formula in `_gradients`.
 """
 
+import collections
 import functools
 import math
 from typing import NamedTuple
@@ -600,7 +601,13 @@ def replicas(axis_name):
         return None
     # PyTorch has no public name for it.
     parallel = DistributedDataParallel._get_active_ddp_module()
-    group = None if parallel is None else parallel.process_group
+    group = None
+    if parallel is not None:
+        group = parallel.process_group
+        _repeated.append(group)
+    elif is_recomputing() and _repeated:
+        # Rematerialization repeats the forward pass outside of the module's own.
+        group = _repeated[0]
     count = distributed.get_world_size(group)
     if count == 1:
         return None
@@ -609,8 +616,12 @@ def replicas(axis_name):
         distributed.get_rank(group),
         # The backward pass runs outside, where the group can't be looked up.
         functools.partial(_all_reduce_sum, group=group),
-        parallel is not None,
+        group is not None,
     )
+
+
+# The process group of the last forward pass inside of `DistributedDataParallel`.
+_repeated = collections.deque(maxlen=1)
 
 
 def _all_reduce_sum(value, group):
