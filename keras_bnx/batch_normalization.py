@@ -415,8 +415,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if joins:
                 of_all = of_all if sums else replicas.gather(batch, beside)
                 batch = join([of_all], 0)
-            if joins or (divides and not known):
-                usable = _both(self._is_usable(batch, False), trains)
+            if joins or divides:
+                # The joined variance may overflow where none of the parts' does.
+                usable = _both(self._is_usable(batch, native and known), trains)
             if not native:
                 batch = batch._replace(
                     mean=ops.stop_gradient(batch.mean),

@@ -242,7 +242,8 @@ def _virtual_batches(x, state, a, weights):
     for part, index in parts:
         y[index] = part.y
     count, size, mean, variance = moments(x, w, axis=a.axis)
-    after = _update(state, a, size > 0, count, size, mean, variance)
+    usable = (size > 0) & _fits(mean, variance, a)
+    after = _update(state, a, usable, count, size, mean, variance)
     return Step(y, after, None, None, None, None, None, None, a, parts)
 
 

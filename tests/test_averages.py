@@ -131,7 +131,7 @@ def test_a_momentum_of_one_never_sees_a_batch(renorm):
 def test_nothing_is_left_of_the_initial_variance_after_one_batch(arguments, how):
     """6e-8 of it, a rounding of the batch's weight, is much beside 1e-6."""
     layer = built(**arguments)
-    x = RNG.normal(0.0, 1e-3, (64, 3)).astype("float32")
+    x = np.random.default_rng(1).normal(0.0, 1e-3, (64, 3)).astype("float32")
     run = with_gradients(layer, how=how)
     run(ops.convert_to_tensor(x), ops.ones((64, 3)))
 
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_the_initial_variance_after_one_batch(arguments, how)
 
 def test_renorm_starts_as_batch_normalization_and_not_as_the_identity():
     """Keras's r = deviation / 1 and d = mean undo the normalization."""
-    x = RNG.normal(30.0, 5.0, (64, 3)).astype("float32")
+    x = np.random.default_rng(1).normal(30.0, 5.0, (64, 3)).astype("float32")
     keras_like, debiased = (
         built(renorm=True),
         built(renorm=True, debias_moving_statistics=True),
@@ -163,7 +163,7 @@ def test_renorm_starts_as_batch_normalization_and_not_as_the_identity():
 def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
     """float32 steps smaller than half a unit were lost: 3 deviations off at 1e6."""
     layer = built(momentum=0.99)
-    x = RNG.normal(ratio, 1.0, (512, 3)).astype("float32")
+    x = np.random.default_rng(1).normal(ratio, 1.0, (512, 3)).astype("float32")
     layer.moving_mean.assign(np.full(3, ratio - 5.0))
     for _ in range(700):
         layer(x, training=True)
@@ -174,7 +174,7 @@ def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
 
 def test_bfloat16_reaches_the_mean():
     layer = built(dtype="bfloat16")
-    x = ops.cast(RNG.normal(3.0, 0.5, (256, 3)), "bfloat16")
+    x = ops.cast(np.random.default_rng(1).normal(3.0, 0.5, (256, 3)), "bfloat16")
     for _ in range(700):
         layer(x, training=True)
     expected = to_numpy(x).mean(0) * (1 - 0.99**700)
@@ -241,7 +241,8 @@ def test_several_steps_are_those_of_torch_nn(shape):
         axis=1, momentum=1 - momentum, epsilon=epsilon, unbiased_moving_variance=True
     )
     layer.build(shape)
-    gamma, beta = RNG.uniform(0.5, 1.5, 3), RNG.normal(size=3)
+    rng = np.random.default_rng(1)
+    gamma, beta = rng.uniform(0.5, 1.5, 3), rng.normal(size=3)
     layer.gamma.assign(gamma)
     layer.beta.assign(beta)
     running_mean, running_var = np.zeros(3), np.ones(3)
@@ -252,8 +253,8 @@ def test_several_steps_are_those_of_torch_nn(shape):
         return vector.reshape(1, 3, *[1] * (len(shape) - 2))
 
     for _ in range(4):
-        x = RNG.normal(2.0, 3.0, shape).astype("float32")
-        dy = RNG.normal(size=shape).astype("float32")
+        x = rng.normal(2.0, 3.0, shape).astype("float32")
+        dy = rng.normal(size=shape).astype("float32")
         mean, var = x.mean(axes, dtype="float64"), x.var(axes, dtype="float64")
         running_mean = (1 - momentum) * running_mean + momentum * mean
         running_var = (1 - momentum) * running_var + momentum * var * n / (n - 1)

@@ -79,6 +79,9 @@ FAILED = {
         bad=np.inf,
     ),
     "a square that overflows": Combination(bad=1e25),
+    "a joined variance that overflows": Combination(
+        ratio=1e4, bad=1e25, arguments={"virtual_batch_size": 1}
+    ),
     "a variance that only float64 holds": Combination(dtype="float64", bad=1e25),
     "a mean that only float64 holds": Combination(
         shape=(1, 3), dtype="float64", bad=1e300

@@ -222,12 +222,11 @@ def test_rematerialization_updates_the_statistics_once(renorm):
 
 @pytest.mark.parametrize("mode", ["full", "larger_than"])
 def test_a_remat_scope_trains_with_one_update_a_step(mode):
-    """On JAX and TensorFlow a full scope breaks Keras's layer, which it wraps."""
+    """On JAX and TensorFlow a full scope breaks layers of Keras's, which it wraps."""
     x = data(16, 3).astype("float32") + 1
     with keras.RematScope(mode=mode, output_size_threshold=1):
         layer = BatchNormalization(momentum=0.5)
-        dense = keras.layers.Dense(3)
-    model = keras.Sequential([keras.Input((3,)), layer, dense])
+    model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(3)])
     model.compile("sgd", "mse")
     loss = model.fit(x, x, batch_size=16, epochs=2, verbose=0).history["loss"]
 

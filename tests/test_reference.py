@@ -102,8 +102,9 @@ def test_what_cannot_be_counted_changes_nothing(renorm):
 
     for name, value in vars(step.state).items():
         np.testing.assert_array_equal(value, getattr(state, name), err_msg=name)
-    # Neither channel has statistics of its own: moving ones serve both.
-    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.5])
+    # Neither channel has statistics of its own: moving ones serve the second, and the
+    # first, which the mask leaves out, gives beta.
+    np.testing.assert_allclose(step.y[:, 0], [0.0, 0.0])
     np.testing.assert_allclose(step.y[1, 1], 1.0)
 
 
