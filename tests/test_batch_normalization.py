@@ -123,7 +123,15 @@ COMPILERS = {
 UNITS = {"generic": 4.0, "auto": 16.0}
 
 
-@pytest.fixture(params=list(UNITS))
+# The generic arithmetic is one for all backends; where a framework differs, the random
+# combinations and test_accuracy.py find it on each.
+IMPLEMENTATIONS = [
+    "auto",
+    pytest.param("generic", marks=pytest.mark.full(except_on="torch")),
+]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
 def implementation(request):
     with force_implementation(request.param):
         yield request.param
@@ -169,8 +177,14 @@ COMPILED = (
 ).split()
 
 
+# On JAX gradients are compiled in each test, so that these say nothing new.
+compiled_anyway = [pytest.mark.full] if keras.config.backend() == "jax" else []
+
+
 @each([case for case in CASES if case.name in COMPILED])
-@pytest.mark.parametrize("options", COMPILERS, ids=str)
+@pytest.mark.parametrize(
+    "options", [pytest.param(o, marks=compiled_anyway) for o in COMPILERS], ids=str
+)
 def test_compiled_gradients_are_the_oracles(case, options, float64):
     def compiled_gradients(f, *arrays):
         if keras.config.backend() == "torch":
