@@ -52,6 +52,7 @@ CASES = "tests/test_batch_normalization.py"
 OPS, BACKEND = "tests/ops", "tests/backends"
 AVERAGES, FILES = "tests/test_averages.py", "tests/test_files.py"
 CONVERSION, DERIVATIVES = "tests/test_conversion.py", "tests/test_derivatives.py"
+COMBINATIONS = "tests/test_combinations.py::test_what_has_failed_once_is_the_oracles"
 
 
 def outputs(*cases, implementation="auto", training=True):
@@ -508,22 +509,22 @@ LAYER = [
     Mutant(
         "trainable_is_ignored",
         "batch_normalization.py",
-        'adapts = self.trainable and "statistics" not in self._frozen',
-        'adapts = "statistics" not in self._frozen',
+        'trains = self.trainable and "statistics" not in self._frozen',
+        'trains = "statistics" not in self._frozen',
         behaviour("test_a_frozen_layer_is_in_inference_mode"),
     ),
     Mutant(
         "frozen_is_ignored",
         "batch_normalization.py",
-        'adapts = self.trainable and "statistics" not in self._frozen',
-        "adapts = self.trainable",
+        'trains = self.trainable and "statistics" not in self._frozen',
+        "trains = self.trainable",
         only("tests/test_freezing.py::test_frozen_statistics_normalize_in_training"),
     ),
     Mutant(
         "an_empty_batch_takes_part",
         "batch_normalization.py",
-        "takes_part = beside is not None or 0 not in tuple(x.shape)",
-        "takes_part = True",
+        "if trains and (beside is not None or 0 not in tuple(x.shape)):",
+        "if trains:",
         behaviour("test_a_batch_without_elements_changes_nothing"),
         reason="no channel of an empty batch is usable, and kernels aren't called for "
         "one: it saves work",
@@ -538,22 +539,22 @@ LAYER = [
     Mutant(
         "trains_is_ignored",
         "batch_normalization.py",
-        "            usable = _both(_usable(batch, native), trains)\n            y = ",
-        "            usable = _usable(batch, native)\n            y = ",
+        "usable = _both(self._is_usable(batch, native), trains)",
+        "usable = self._is_usable(batch, native)",
         only(f"{DERIVATIVES}::test_training_may_be_a_traced_tensor"),
     ),
     Mutant(
         "what_is_not_finite_is_usable",
         "batch_normalization.py",
-        "return _both(batch.size > 0, known or ops.isfinite(batch.variance))",
-        "return batch.size > 0",
+        "usable = _both(usable, known or ops.isfinite(vector))",
+        "pass",
         behaviour("test_one_bad_element_spoils_no_statistics"),
     ),
     Mutant(
         "nothing_is_usable",
         "batch_normalization.py",
-        "return _both(batch.size > 0, known or ops.isfinite(batch.variance))",
-        "return _both(batch.size >= 0, known or ops.isfinite(batch.variance))",
+        "usable = batch.size > 0\n",
+        "usable = batch.size >= 0\n",
         behaviour("test_a_batch_without_elements_changes_nothing"),
     ),
     Mutant(
@@ -937,16 +938,58 @@ LAYER = [
     Mutant(
         "joined_virtual_batches_forget_trains",
         "batch_normalization.py",
-        "usable = _both(_usable(batch, False), trains)",
-        "usable = _usable(batch, False)",
+        "usable = _both(self._is_usable(batch, native and known), trains)",
+        "usable = self._is_usable(batch, native and known)",
         combination("traced_false_virtual"),
     ),
     Mutant(
         "the_last_virtual_batch_decides_what_is_usable",
         "batch_normalization.py",
-        "            if joins or (divides and not known):\n",
+        "            if joins or divides:\n",
         "            if joins:\n",
         combination("inf_in_the_last_virtual_batch"),
+    ),
+    Mutant(
+        "float64_is_stored_as_inf",
+        "batch_normalization.py",
+        "vectors = [ops.cast(vector, stored) for vector in vectors]",
+        "pass",
+        only(f"{COMBINATIONS}[a variance that only float64 holds]"),
+    ),
+    Mutant(
+        "a_float64_mean_is_stored_as_inf",
+        "batch_normalization.py",
+        "vectors = [batch.variance, batch.shift + batch.mean]",
+        "vectors = [batch.variance]",
+        only(f"{COMBINATIONS}[a mean that only float64 holds]"),
+    ),
+    Mutant(
+        "a_joined_variance_is_not_judged",
+        "batch_normalization.py",
+        "            if joins or divides:\n",
+        "            if joins or (divides and not known):\n",
+        only(f"{COMBINATIONS}[a joined variance that overflows]"),
+    ),
+    Mutant(
+        "a_momentum_of_one_is_divided_by_0",
+        "batch_normalization.py",
+        "if not self.debias_moving_statistics or self.momentum == 1.0:",
+        "if not self.debias_moving_statistics:",
+        only("tests/test_averages.py::test_a_momentum_of_one_never_sees_a_batch"),
+    ),
+    Mutant(
+        "a_renorm_momentum_of_one_is_divided_by_0",
+        "batch_normalization.py",
+        "if not self.debias_moving_statistics or self.renorm_momentum == 1.0:",
+        "if not self.debias_moving_statistics:",
+        only("tests/test_averages.py::test_a_momentum_of_one_never_sees_a_batch"),
+    ),
+    Mutant(
+        "a_recomputed_pass_forgets_its_group",
+        "backends/torch.py",
+        "    elif is_recomputing() and _repeated:",
+        "    elif False:",
+        only("tests/test_synchronized.py::test_replicas_are_one_batch[4]"),
     ),
     Mutant(
         "a_virtual_batch_that_is_not_finite_is_joined",
@@ -1341,8 +1384,8 @@ TORCH = [
     Mutant(
         "torch_ignores_the_process_group",
         "backends/torch.py",
-        "group = None if parallel is None else parallel.process_group",
-        "group = None",
+        "        group = parallel.process_group\n",
+        "        group = None\n",
         only("tests/test_synchronized.py::test_replicas_are_one_batch[4]"),
     ),
     Mutant(
@@ -1487,6 +1530,20 @@ TOOLS = [
 
 JAX = [
     Mutant(
+        "jax_divides_after_the_sum",
+        "backends/jax.py",
+        "    mean = jnp.sum(x / n, others)\n",
+        "    mean = jnp.sum(x, others) / n\n",
+        accuracy("images-renorm-native"),
+    ),
+    Mutant(
+        "jax_multiplies_a_large_element_before_its_weight",
+        "backends/jax.py",
+        "jnp.sum((weight * x_hat) * dx, others)",
+        "jnp.sum(weight * (x_hat * dx), others)",
+        only(f"{COMBINATIONS}[a square that overflows where the weight is 0]"),
+    ),
+    Mutant(
         "jax_rounds_the_mean",
         "backends/jax.py",
         "    large = jnp.any(jnp.square(mean) > _LARGE**2 * variance)\n",
@@ -1590,6 +1647,13 @@ JAX = [
 
 TENSORFLOW = [
     Mutant(
+        "tensorflow_divides_after_the_sum",
+        "backends/tensorflow.py",
+        "mean = _sum(values, channels, in_blocks, factor=1.0 / n)",
+        "mean = _sum(values, channels, in_blocks) / n",
+        accuracy("images-xla_renorm-native"),
+    ),
+    Mutant(
         "tensorflow_rounds_the_mean",
         "backends/tensorflow.py",
         "large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)",
@@ -1622,8 +1686,8 @@ TENSORFLOW = [
     Mutant(
         "tensorflow_adds_the_gradient_of_the_variance",
         "backends/tensorflow.py",
-        "dx -= weight * (first + x_hat * second)",
-        "dx -= weight * (first - x_hat * second)",
+        "dx -= weight * first + (weight * x_hat) * second",
+        "dx -= weight * first - (weight * x_hat) * second",
         gradients("mask"),
     ),
     Mutant(
