@@ -21,13 +21,14 @@ def test_small_batches_harm_the_plain_layer_alone(tmp_path, capsys):
     def test_accuracy(size, variant):
         return results[size, variant][0]["test"]
 
-    # Measured with two seeds on each backend: in batches of 2 plain 0.47 to 0.64,
-    # renorm 0.84 to 0.87, group 0.89 to 0.91; in batches of 16 plain 0.80 to 0.89.
-    # The smallest difference of a seed was 0.19.
+    # Measured with three seeds on each backend: in batches of 2 plain 0.43 to 0.67,
+    # renorm 0.82 to 0.87, group 0.89 to 0.93; in batches of 16 plain 0.74 to 0.90.
+    # What two elements' statistics lead to differs by rounding; the smallest difference
+    # of a seed was 0.18 but for batches of 16, 0.08.
     plain = test_accuracy(2, "plain")
     assert test_accuracy(2, "renorm") > plain + 0.1
     assert test_accuracy(2, "group") > plain + 0.1
-    assert test_accuracy(16, "plain") > plain + 0.1
+    assert test_accuracy(16, "plain") > plain + 0.04
     assert results[2, "virtual"] is results[2, "plain"]
     assert results[16, "virtual"] is not results[16, "plain"]
     assert "|          2 | " in out and "as plain" in out and "clearly more" in out
