@@ -341,3 +341,30 @@ def test_a_channel_without_statistics_has_the_gradient_of_inference(
     )
     # So that the optimizer of a scaled loss leaves the step out.
     assert np.isfinite(dgamma[1]) == finite.all()
+
+
+@pytest.mark.parametrize("known", ["inputs", "mask", "neither"])
+@pytest.mark.parametrize("rows", [8, 1])
+def test_virtual_batches_meet_masks_where_one_of_the_sizes_is_known(known, rows):
+    layer, eager = (
+        BatchNormalization(virtual_batch_size=3, momentum=0.0) for _ in range(2)
+    )
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(size=(8, 4, 3)).astype("float32"))
+    mask = tf.constant(rng.uniform(size=(rows, 4)) > 0.3)
+    sizes = (8, 4, 3) if known == "inputs" else (None, None, 3)
+    mask_sizes = (rows, 4) if known == "mask" else (None, None)
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec(sizes, tf.float32),
+            tf.TensorSpec(mask_sizes, tf.bool),
+        ]
+    )
+    def run(x, mask):
+        return layer(x, training=True, mask=mask)
+
+    y, expected = run(x, mask), eager(x, training=True, mask=mask)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+    for name, value in statistics(eager).items():
+        np.testing.assert_allclose(statistics(layer)[name], value, rtol=1e-5)
