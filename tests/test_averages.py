@@ -159,6 +159,8 @@ def test_renorm_starts_as_batch_normalization_and_not_as_the_identity():
     np.testing.assert_allclose(second.mean(0), 5 / x.std(0), rtol=1e-2)
 
 
+# The sum is one for all backends; 700 eager calls take PyTorch the least.
+@pytest.mark.full(except_on="torch")
 @pytest.mark.parametrize("ratio", [1e4, 1e5, 1e6])
 def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
     """float32 steps smaller than half a unit were lost: 3 deviations off at 1e6."""
@@ -172,6 +174,7 @@ def test_the_moving_mean_arrives_where_the_mean_is_large(ratio):
     assert off.max() < 0.1, off
 
 
+@pytest.mark.full(except_on="torch")
 def test_bfloat16_reaches_the_mean():
     layer = built(dtype="bfloat16")
     x = ops.cast(np.random.default_rng(1).normal(3.0, 0.5, (256, 3)), "bfloat16")

@@ -113,8 +113,13 @@ def each(cases):
 
 
 COMPILERS = {
-    "jax": [{}],
-    "tensorflow": [{}, {"jit_compile": True}, {"reduce_retracing": True}],
+    # There gradients are compiled in each test, so that these say nothing new.
+    "jax": [pytest.param({}, marks=pytest.mark.full)],
+    "tensorflow": [
+        {},
+        {"jit_compile": True},
+        pytest.param({"reduce_retracing": True}, marks=pytest.mark.full),
+    ],
     "torch": [{}],
 }[keras.config.backend()]
 
@@ -177,14 +182,8 @@ COMPILED = (
 ).split()
 
 
-# On JAX gradients are compiled in each test, so that these say nothing new.
-compiled_anyway = [pytest.mark.full] if keras.config.backend() == "jax" else []
-
-
 @each([case for case in CASES if case.name in COMPILED])
-@pytest.mark.parametrize(
-    "options", [pytest.param(o, marks=compiled_anyway) for o in COMPILERS], ids=str
-)
+@pytest.mark.parametrize("options", COMPILERS, ids=str)
 def test_compiled_gradients_are_the_oracles(case, options, float64):
     def compiled_gradients(f, *arrays):
         if keras.config.backend() == "torch":

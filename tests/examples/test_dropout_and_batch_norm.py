@@ -10,7 +10,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="tensorflow")
+@pytest.mark.full
 def test_dropout_shifts_the_variance_of_what_follows(tmp_path, capsys):
     results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out

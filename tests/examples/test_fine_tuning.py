@@ -9,7 +9,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="jax")
+@pytest.mark.full
 def test_recipes_do_what_they_say(tmp_path, capsys):
     results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out

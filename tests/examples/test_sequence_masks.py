@@ -10,7 +10,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="torch")
+@pytest.mark.full
 def test_padding_harms_where_the_mask_is_lost(tmp_path, capsys):
     results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out

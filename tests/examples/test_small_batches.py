@@ -9,7 +9,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="jax")
+@pytest.mark.full
 def test_small_batches_harm_the_plain_layer_alone(tmp_path, capsys):
     results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out
