@@ -11,9 +11,9 @@ from combinations import Combination, check, draw, simplified
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-# Seeds in each of two processes: what takes half a minute of one core. JAX compiles
+# Seeds in each of two processes: what takes 20 seconds of one core. JAX compiles
 # each, TensorFlow traces some; `nox -s fuzz` goes on from there.
-COUNT = {"torch": 200, "tensorflow": 80, "jax": 40}[keras.config.backend()]
+COUNT = {"torch": 200, "tensorflow": 60, "jax": 30}[keras.config.backend()]
 
 
 @pytest.mark.parametrize("first", [0, 1_000_000])

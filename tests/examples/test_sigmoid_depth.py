@@ -10,7 +10,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="jax")
+@pytest.mark.full
 def test_normalization_trains_sigmoids_and_keeps_gradients(tmp_path, capsys):
     results = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out

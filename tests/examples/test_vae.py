@@ -9,7 +9,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="tensorflow")
+@pytest.mark.full
 def test_normalization_lowers_the_loss(tmp_path, capsys):
     found = run("--quick", "--output", str(tmp_path / "new"))
     out = capsys.readouterr().out
