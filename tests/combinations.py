@@ -434,7 +434,7 @@ def draw(seed, backend=None):
             mask = [n if i in kept else 1 for i, n in enumerate(shape)]
         mask = tuple(1 if chance(5) else n for n in mask)
     # By what they cost: Dynamo traces for seconds, and JAX compiles eager calls, too.
-    compiled = {"torch": 25, "tensorflow": 3}.get(backend, 1)
+    compiled = {"torch": 50, "tensorflow": 3}.get(backend, 1)
     bads = (None, None, None, np.inf, -np.inf, np.nan) + (() if narrow else (1e25,))
     return Combination(
         shape=tuple(shape),

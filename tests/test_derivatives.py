@@ -132,7 +132,7 @@ def test_training_may_be_a_traced_tensor(training, masked):
     np.testing.assert_allclose(to_numpy(mean), statistics(other)["moving_mean"])
 
 
-@pytest.mark.parametrize("arguments", [{}, {"virtual_batch_size": 3}, {"renorm": True}])
+@pytest.mark.parametrize("arguments", [{}, {"virtual_batch_size": 3, "renorm": True}])
 @pytest.mark.parametrize("value", [True, False])
 def test_a_traced_training_has_the_gradients_of_a_known_one(value, arguments):
     """Those of inference for False: nothing flows through the batch's statistics."""

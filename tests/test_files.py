@@ -141,6 +141,7 @@ def test_keras_h5_models_load_into_this_layer(tmp_path):
     assert_same(model, other)
 
 
+@pytest.mark.full(except_on="jax")
 def test_this_layers_models_load_where_it_is_not_installed(tmp_path):
     model = trained()
     model.save(tmp_path / "model.keras")

@@ -91,6 +91,7 @@ def test_wrong_arguments_say_so():
         explain_implementation(BatchNormalization(), keras.Input((3,)))
 
 
+@pytest.mark.full(except_on="jax")
 @pytest.mark.parametrize("value", ["generic", "fast"])
 def test_the_environment_variable_decides_for_a_process(value, monkeypatch):
     monkeypatch.setenv("KERAS_BNX_IMPLEMENTATION", value)

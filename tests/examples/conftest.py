@@ -1,7 +1,7 @@
 """Lets the tests import the examples, which import their common module.
 
 The quick forms take most of the time. What they assert is the network's behaviour, not
-a framework's: plain nox trains two of them on one backend, `nox -t full` all on all.
+a framework's: plain nox trains one of them on one backend, `nox -t full` all on all.
 """
 
 import sys

@@ -11,7 +11,7 @@ def run(*arguments):
     return example.main(["--backend", keras.config.backend(), *arguments])
 
 
-@pytest.mark.full(except_on="torch")
+@pytest.mark.full
 def test_synchronized_replicas_train_as_one(tmp_path):
     # A process of its own: on TensorFlow the collectives of two strategies would meet.
     spawn = multiprocessing.get_context("spawn")
