@@ -75,7 +75,7 @@ class Combination:
         dy = np.round(rng.normal(size=self.shape) * 8) / 8
         mask = None
         if self.mask is not None:
-            kept = rng.uniform(size=self.mask) > (0.3 if self.mask_kind else 0.0)
+            kept = rng.uniform(size=self.mask) > 0.3
             if self.mask_kind == "nothing":
                 kept = np.zeros(self.mask, bool)
             mask = kept
@@ -282,7 +282,7 @@ class _Bounds:
         size = 1.0 + x_hat
         # r and d are made of the batch's statistics and the moving ones.
         correction = gamma * (r * size + d) * (1.0 if not arguments.renorm else 4.0)
-        self.x_hat, self.units, self.grows, self.inv = x_hat, units, grows, inv
+        self.units = units
         self.y = self._along(units * self.eps * (correction + beta), c)
         upstream = 1.0 + most(dys)
         self.dx = self._along(

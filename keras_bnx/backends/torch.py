@@ -148,9 +148,9 @@ def normalize(
         # They may be the moving statistics, which the next batch changes in place.
         shift, variance = shift.clone(), variance.clone()
     statistics = shift, mean, variance, epsilon
-    if weights is None and not large and len(axes) == 1 and x.numel() > 0:
-        if share is None and not torch.is_grad_enabled():
-            return _forward(x, None, *axes, *statistics, gamma, beta, False)
+    plain = weights is None and not large and len(axes) == 1 and x.numel() > 0
+    if plain and share is None and not torch.is_grad_enabled():
+        return _forward(x, None, *axes, *statistics, gamma, beta, False)
     how = share, sum_replicas, large
     return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, *how)
 

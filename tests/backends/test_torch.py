@@ -109,21 +109,23 @@ def test_the_code_generator_compiles_a_training_step():
         np.testing.assert_allclose(statistics(layer)[name], value, rtol=1e-5)
 
 
+class Module(torch.nn.Module):
+    """What is exported: a module that calls a layer in one of its modes."""
+
+    def __init__(self, layer, training):
+        super().__init__()
+        self.layer, self.trains = layer, training
+
+    def forward(self, x):
+        return self.layer(x, training=self.trains)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_export_keeps_the_numbers(training):
     layer = built()
     layer(X, training=True)
     layer.eval()
-
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            return self.layer(x, training=training)
-
-    program = torch.export.export(Module(), (X,))
+    program = torch.export.export(Module(layer, training), (X,))
     expected = layer(X, training=training)
     torch.testing.assert_close(program.module()(X), expected, rtol=1e-5, atol=1e-5)
 
@@ -148,16 +150,7 @@ def test_tracing_an_export_warns_of_nothing_in_this_package(recwarn):
     layer = built()
     layer(X, training=True)
     layer.eval()
-
-    class Module(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            return self.layer(x, training=False)
-
-    traced = torch.jit.trace(Module(), (X,))
+    traced = torch.jit.trace(Module(layer, False), (X,))
     ours = [w for w in recwarn if "keras_bnx" in w.filename]
 
     assert not ours, [str(w.message) for w in ours]
