@@ -165,7 +165,8 @@ def oracle_of(layer):
         beta=None if layer.beta is None else vector(layer.beta),
         renorm_clipping=dict(layer.renorm_clipping or {}),
         largest=float(np.finfo(to_numpy(layer.moving_mean.value).dtype).max),
-        **{name: getattr(layer, name) for name in names.split()},
+        # Keras's own layer lacks ours.
+        **{name: getattr(layer, name, None) for name in names.split()},
     )
 
 

@@ -106,12 +106,12 @@ def build(scenario, *, one=False):
 
 def expected(scenario):
     """A list of dictionaries, one for each replica: `y`, `dx`, `dgamma` ..."""
-    from test_batch_normalization import oracle
+    from combinations import oracle_of
 
     from keras_bnx import reference
 
     x, masks, dy = scenario.data()
-    state, arguments = oracle(build(scenario, one=True))
+    state, arguments = oracle_of(build(scenario, one=True))
     count = len(x) // scenario.jobs
     size = {True: count, False: 1}.get(scenario.synchronized, scenario.synchronized)
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from cases import CASES
+from combinations import oracle_of
 from frameworks import (
     compiled,
     functional,
@@ -40,38 +41,6 @@ def make(case, cls=BatchNormalization):
     if case.arguments.get("renorm"):
         layer.moving_stddev.assign(ops.sqrt(layer.moving_variance + layer.epsilon))
     return layer
-
-
-def oracle(layer):
-    """The oracle's state and arguments for a layer, with its stored numbers."""
-
-    def value(weight):
-        # Without the axes of size 1 that weights of several channel axes have.
-        return to_numpy(weight).squeeze() if isinstance(layer.axis, tuple) else weight
-
-    names = ("moving_mean", "moving_variance")
-    names += ("moving_stddev", "renorm_mean", "renorm_stddev") if layer.renorm else ()
-    state = reference.State(
-        **{name: to_numpy(value(getattr(layer, name))) for name in names}
-    )
-    return state, reference.Arguments(
-        gamma=None if layer.gamma is None else to_numpy(value(layer.gamma)),
-        beta=None if layer.beta is None else to_numpy(value(layer.beta)),
-        renorm_clipping=dict(layer.renorm_clipping or {}),
-        **{
-            name: getattr(layer, name, None)
-            for name in (
-                "axis",
-                "momentum",
-                "epsilon",
-                "renorm",
-                "renorm_momentum",
-                "virtual_batch_size",
-                "unbiased_moving_variance",
-                "debias_moving_statistics",
-            )
-        },
-    )
 
 
 def assert_statistics_near(layer, state, **tolerance):
@@ -149,7 +118,7 @@ def test_outputs_and_statistics_are_the_oracles(
 ):
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
-    state, arguments = oracle(layer)
+    state, arguments = oracle_of(layer)
     expected = reference.batch_normalization(
         x, state, arguments, weights=weights, training=training
     )
@@ -204,7 +173,7 @@ def assert_gradients(case, gradients, *, training=True):
     """Asserts that `gradients` computes those of the oracle, of a case's layer."""
     layer, x = make(case), case.inputs()
     mask, weights = case.weights()
-    state, arguments = oracle(layer)
+    state, arguments = oracle_of(layer)
     dy = np.random.default_rng(5).normal(size=case.shape)
     if case.mixed:
         dy = np.round(dy * 16) / 16  # which 16 bits hold
@@ -255,7 +224,7 @@ def assert_gradients(case, gradients, *, training=True):
 
 def _keras_outputs(case):
     layer = make(case, keras.layers.BatchNormalization)
-    state, arguments = oracle(layer)
+    state, arguments = oracle_of(layer)
     mask, weights = case.weights()
     x = case.inputs()
     expected = reference.batch_normalization(x, state, arguments, weights=weights)
