@@ -1,11 +1,11 @@
 """Batch normalization for Keras 3, right on TensorFlow, JAX and PyTorch."""
 
+from keras_bnx.averages import keep_moving_statistics
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.conversion import convert
-from keras_bnx.freezing import freeze, unfreeze
 from keras_bnx.implementation import explain_implementation, force_implementation
-from keras_bnx.ops.moving import keep_moving_statistics
 from keras_bnx.schedules import Ramp, renorm_schedule
+from keras_bnx.tools.conversion import convert
+from keras_bnx.tools.freezing import freeze, unfreeze
 
 __version__ = "0.1.0"
 

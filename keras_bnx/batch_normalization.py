@@ -1,26 +1,16 @@
 """The layer: arguments, weights, training and inference branch, config, files."""
 
 import functools
-import math
-import numbers
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_bnx import backends
+from keras_bnx import arguments, backends
+from keras_bnx.averages import History, MovingStatistics, are_kept
+from keras_bnx.backends.contract import Affine, Batch, Statistics
 from keras_bnx.ops import replicas, virtual
-from keras_bnx.ops.bounds import at_least
-from keras_bnx.ops.moments import join, moments, unbiased_variance
-from keras_bnx.ops.moving import (
-    are_kept,
-    consistent_stddev,
-    newest_weight,
-    update_mean,
-    update_scale,
-)
-from keras_bnx.ops.normalize import normalize
-from keras_bnx.ops.renorm import renorm_corrections
+from keras_bnx.ops.conditions import both
+from keras_bnx.ops.statistics import choose, exist, without_gradient
 from keras_bnx.ops.weights import (
     are_counted,
     leave_out_absent,
@@ -203,13 +193,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # float16 would lose digits, and overflow, before the layer can upcast.
         self.autocast = False
         self.supports_masking = True
-        self.axis = _validate_axis(axis)
+        self.axis = arguments.validate_axis(axis)
         self.momentum = (
             None
             if momentum is None
-            else _validate_number("momentum", momentum, 0.0, 1.0)
+            else arguments.validate_number("momentum", momentum, 0.0, 1.0)
         )
-        self.epsilon = _validate_number("epsilon", epsilon, 0.0, above=True)
+        self.epsilon = arguments.validate_number("epsilon", epsilon, 0.0, above=True)
         self.center = center
         self.scale = scale
         self.beta_initializer = keras.initializers.get(beta_initializer)
@@ -223,14 +213,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.beta_constraint = keras.constraints.get(beta_constraint)
         self.gamma_constraint = keras.constraints.get(gamma_constraint)
         self.renorm = renorm
-        clipping = _validate_clipping(renorm_clipping)
+        clipping = arguments.validate_clipping(renorm_clipping)
         self.renorm_clipping = (clipping or {}) if renorm else clipping
-        self.renorm_momentum = _validate_number(
+        self.renorm_momentum = arguments.validate_number(
             "renorm_momentum", renorm_momentum, 0.0, 1.0
         )
-        self.synchronized = _validate_synchronized(synchronized)
-        self.axis_name = _validate_axis_name(axis_name)
-        self.virtual_batch_size = _validate_virtual_batch_size(virtual_batch_size)
+        self.synchronized = arguments.validate_synchronized(synchronized)
+        self.axis_name = arguments.validate_axis_name(axis_name)
+        self.virtual_batch_size = arguments.validate_virtual_batch_size(
+            virtual_batch_size
+        )
         self.unbiased_moving_variance = bool(unbiased_moving_variance)
         self.debias_moving_statistics = bool(debias_moving_statistics)
         self.gamma = self.beta = None
@@ -238,7 +230,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self._frozen = ()
 
     def build(self, input_shape):
-        axes = self._channel_axes(len(input_shape))
+        axes = arguments.channel_axes(self.axis, len(input_shape))
         if None in [input_shape[axis] for axis in axes]:
             raise ValueError(
                 f"The size of the channel axis, axis={self.axis}, has to be known. "
@@ -292,196 +284,163 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.moving_stddev = add("moving_stddev", stddev, trainable=False)
             self.renorm_mean = add("renorm_mean", mean, trainable=False)
             self.renorm_stddev = add("renorm_stddev", stddev, trainable=False)
-        averages = ()
-        if self.debias_moving_statistics:
-            averages = ("debiased_mean", "debiased_scale")
-            if self.renorm:
-                averages += ("debiased_renorm_mean", "debiased_renorm_stddev")
-        counts = averages or self.momentum is None
-        steps = any(map(callable, (self.renorm_clipping or {}).values()))
-        if counts or steps:
-            self.history = History(averages, counts, steps, name="history")
+        self.history = History.of(self)
+        if self.history is not None:
             self.history.build_for(shape, dtype)
         self._apply_frozen()
-        # The rank is free: one layer may serve sequences and single vectors.
-        last = max(self._axes)
-        self.input_spec = keras.InputSpec(
-            ndim=len(input_shape) if len(axes) > 1 else None,
-            min_ndim=max(last + 1, -min(self._axes)),
-            axes={axis: input_shape[axis] for axis in self._axes},
-        )
 
     def compute_output_shape(self, input_shape):
-        self._channel_axes(len(input_shape))
+        self._channel_axes(input_shape)
         return tuple(input_shape)
 
     def call(self, inputs, training=None, mask=None):
-        x = self._widen(inputs)
-        axes = self._channel_axes(len(x.shape))
-        backend = backends.active()
-        dtype = _statistics_dtype(x)
-        weights = None if mask is None else mask_to_weights(mask, x, dtype, axes=axes)
-        gamma = None if self.gamma is None else self._read(self.gamma, dtype)
-        beta = None if self.beta is None else self._read(self.beta, dtype)
+        batch = self._batch(inputs, mask)
+        context = backends.active().replicas(self.axis_name)
+        trains = self._trains(training, batch, context)
+        if trains is False:
+            outputs = self._infer(batch)
+        else:
+            outputs = self._train(batch, trains, context)
+        return _cast(outputs, self.compute_dtype)
 
-        traced = backend.is_traced(training)
-        beside = backend.replicas(self.axis_name)
-        trains = self.trainable and "statistics" not in self._frozen
-        trains = trains and (traced or training)
+    def _infer(self, batch):
+        """Normalizes by the moving statistics."""
+        averages = MovingStatistics(self, batch.dtype)
+        implementation, batch = self._implementation(batch, replicas.Alone())
+        mean, variance = averages.for_inference(batch)
+        gamma, beta = self._gamma_and_beta(averages)
+        if vary_by_channel(batch):
+            gamma = leave_out_absent(gamma, are_counted(batch), batch)
+        return implementation.normalize(
+            batch,
+            Statistics(mean, 0.0, variance),
+            Affine(gamma, beta),
+            epsilon=self.epsilon,
+        )
+
+    def _train(self, batch, trains, context):
+        """Normalizes by the batch, or virtual batches, which the averages follow.
+
+        Args:
+            batch: `Batch`.
+            trains: `True`, or a bool tensor that isn't known yet.
+            context: `Replicas`, or `None`.
+        """
+        averages = MovingStatistics(self, batch.dtype)
+        parts, reduction = self._parts(batch, context)
+        axis = parts[0].virtual_axis
+        outputs, taken = [], []
+        for part in parts:
+            implementation, part = self._implementation(part, reduction)
+            moments = reduction.statistics(implementation.moments(part))
+            usable = both(exist(moments, averages.narrow_to), trains)
+            constants = functools.partial(averages.for_inference, part)
+            outputs.append(
+                implementation.normalize(
+                    part,
+                    choose(usable, moments, constants),
+                    self._affine(part, averages, moments, usable),
+                    epsilon=self.epsilon,
+                    sum_gradients=reduction.sum_gradients,
+                )
+            )
+            taken.append(moments)
+        if not (backends.active().is_recomputing() or are_kept()):
+            everyone = reduction.everyone(virtual.merge(taken, axis))
+            everyone = without_gradient(everyone)
+            # Judged anew: what was merged may overflow where none of its parts does.
+            usable = both(exist(everyone, averages.narrow_to), trains)
+            averages.update(everyone, usable)
+            averages.count_step(trains)
+        return virtual.join(outputs, axis)
+
+    def _batch(self, inputs, mask):
+        """The inputs in the dtype that holds them and the outputs, and the mask.
+
+        Inputs in 16 bits stay so where the outputs are of the same dtype: the
+        arithmetic is float32 whatever the dtype it reads and writes.
+        """
+        axes = self._channel_axes(inputs.shape)
+        of_inputs = keras.backend.standardize_dtype(inputs.dtype)
+        if "complex" in of_inputs:
+            raise ValueError(
+                "Inputs have to be real. "
+                f"Received: inputs.dtype={of_inputs}. Normalize the real and "
+                "imaginary parts as channels of their own."
+            )
+        of_outputs, dtype = self.compute_dtype, "float32"
+        if "float64" in (of_inputs, of_outputs, self.variable_dtype):
+            dtype = "float64"
+        is_narrow = of_inputs == of_outputs and of_inputs in ("bfloat16", "float16")
+        x = inputs if is_narrow and dtype == "float32" else _cast(inputs, dtype)
+        weights = None if mask is None else mask_to_weights(mask, x, dtype, axes=axes)
+        return Batch(x, weights, axes, dtype)
+
+    def _channel_axes(self, shape):
+        """The channel axes of inputs of a shape, which has to fit the weights."""
+        stored = None if self.moving_mean is None else self.moving_mean.shape
+        return arguments.validate_channels(self.axis, shape, stored)
+
+    def _trains(self, training, batch, context):
+        """Whether the call trains: a bool, or a bool tensor that isn't known yet."""
+        if not self.trainable or "statistics" in self._frozen:
+            return False
+        is_traced = backends.active().is_traced(training)
+        if not is_traced and not training:
+            return False
         # An empty batch, known to be empty, has no statistics to take; but where
         # replicas wait for each other's sums, each has to take part. It isn't asked
         # for at inference, where PyTorch's tracing would warn of the question.
-        if trains and (beside is not None or 0 not in tuple(x.shape)):
-            trains = ops.cast(training, "bool") if traced else True
-            outputs = self._train(x, weights, axes, dtype, gamma, beta, trains, beside)
-        else:
-            arithmetic, x = self._choose(x, axes, dtype)
-            mean, variance = self._inference_statistics(dtype)
-            if vary_by_channel(weights, axes):
-                counted = are_counted(weights, axes)
-                gamma = ops.ones_like(mean) if gamma is None else gamma
-                gamma = leave_out_absent(gamma, counted, range(len(axes)))
-            outputs = normalize(
-                x,
-                weights,
-                axes=axes,
-                arithmetic=arithmetic,
-                shift=mean,
-                mean=0.0,
-                variance=variance,
-                epsilon=self.epsilon,
-                gamma=gamma,
-                beta=beta,
-            )
-        return _cast(outputs, self.compute_dtype)
+        if context is None and 0 in tuple(batch.x.shape):
+            return False
+        return ops.cast(training, "bool") if is_traced else True
 
-    def _train(self, x, weights, axes, dtype, gamma, beta, trains, beside):
-        """Normalizes by the batch, or virtual batches; updates the statistics."""
-        backend = backends.active()
-        shape = tuple(x.shape)
-        selects = vary_by_channel(weights, axes)
-        inference = self._inference_statistics(dtype)
-        renorm = self._renorm_statistics(dtype) if self.renorm else None
-        axis = virtual.batch_axis(len(shape), axes)
-        divides = self.virtual_batch_size is not None and axis is not None
-        parts, masks, lift = [x], [weights], lambda vector: vector
-        # Where vectors have the channels: all of their axes but the virtual batches'.
-        channels = range(len(axes))
-        if divides:
-            parts, masks = virtual.split(x, weights, self.virtual_batch_size, axis)
-            axes = virtual.with_virtual_axis(axes, axis)
-            channels = [i for i, a in enumerate(axes) if a != axis]
+    def _parts(self, batch, context):
+        """The batches that have statistics of their own, and who joins their sums."""
+        parts = virtual.split(batch, self.virtual_batch_size)
+        are_virtual = parts[0].virtual_axis is not None
+        reduction = replicas.reduction(context, self.synchronized, virtual=are_virtual)
+        return parts, reduction
 
-            def lift(vector):
-                return None if vector is None else ops.expand_dims(vector, axis)
+    def _choose(self, batch, reduction):
+        """Chooses what computes, and says why it isn't native."""
+        synchronized = reduction.sum_gradients is not None
+        return backends.choose(batch, synchronized=synchronized)
 
-        # Virtual batches are a replica's own; what it joins is their statistics.
-        sums = bool(self.synchronized and beside and not divides)
-        sum_replicas = None
-        if sums:
-            sum_replicas = functools.partial(
-                replicas.sum_group, replicas=beside, size=self.synchronized
-            )
-        outputs, batches, known = [], [], True
-        for part, mask in zip(parts, masks, strict=True):
-            arithmetic, part = self._choose(part, axes, dtype, sums)
-            native = arithmetic is backend.native
-            batch = moments(part, mask, axes=axes, arithmetic=arithmetic)
-            if sums:
-                native, of_all = False, replicas.gather(batch, beside)
-                of_group = replicas.group(of_all, beside, self.synchronized)
-                batch = join([of_group], 0, leave_out=False)
-            usable = _both(self._is_usable(batch, native), trains)
-            y = self._normalize(
-                part,
-                mask,
-                axes,
-                arithmetic,
-                batch,
-                usable,
-                *map(lift, (gamma, beta, *inference)),
-                renorm=None if renorm is None else [*map(lift, renorm)],
-                channels=channels if selects else None,
-                sum_replicas=sum_replicas,
-            )
-            outputs.append(y)
-            batches.append(batch)
-            known = known and usable is True
-        if not (backend.is_recomputing() or are_kept()):
-            joins = beside and (self.synchronized or beside.joins)
-            joins = joins and not (sums and self.synchronized is True)
-            if divides:
-                batch = join(batches, axis, leave_out=not known)
-            if joins:
-                of_all = of_all if sums else replicas.gather(batch, beside)
-                batch = join([of_all], 0)
-            if joins or divides:
-                # The joined variance may overflow where none of the parts' does.
-                usable = _both(self._is_usable(batch, native and known), trains)
-            if not native:
-                batch = batch._replace(
-                    mean=ops.stop_gradient(batch.mean),
-                    variance=ops.stop_gradient(batch.variance),
-                )
-            self._update_statistics(batch, usable, dtype)
-            if self.history is not None and self.history.counts_steps:
-                self.history.steps.assign_add(ops.cast(trains, "int32"))
-        return virtual.join(outputs, axis) if divides else outputs[0]
+    def _implementation(self, batch, reduction):
+        """What computes, and the batch as it takes it."""
+        implementation, _ = self._choose(batch, reduction)
+        if implementation is backends.active().generic:
+            # Gradients through the outputs and the statistics meet before they are
+            # rounded to 16 bits.
+            batch = batch._replace(x=_cast(batch.x, batch.dtype))
+        return implementation, batch
 
-    def _normalize(
-        self,
-        x,
-        weights,
-        axes,
-        arithmetic,
-        batch,
-        usable,
-        gamma,
-        beta,
-        mean,
-        variance,
-        *,
-        renorm,
-        channels,
-        sum_replicas,
-    ):
-        """Normalizes by the batch; by `mean` and `variance` what isn't usable."""
-        if renorm is not None:
-            gamma, beta = self._renormalize(batch, usable, gamma, beta, *renorm)
-        if channels is not None:
-            gamma = ops.ones_like(mean) if gamma is None else gamma
-            gamma = leave_out_absent(gamma, batch.size > 0, channels)
-        if len(axes) > len(self._axes):
-            # Virtual batches share gamma and beta.
-            gamma, beta = (
-                None if v is None else v + ops.zeros_like(batch.variance)
-                for v in (gamma, beta)
-            )
-        if usable is True:
-            shift, rest, share = batch.shift, batch.mean, 1.0 / batch.count
-            variance = batch.variance
-        else:
-            shift = ops.where(usable, batch.shift, mean)
-            # A choice of two Python numbers would be float32.
-            rest = batch.mean
-            rest = rest if isinstance(rest, float) else ops.where(usable, rest, 0.0)
-            variance = ops.where(usable, batch.variance, variance)
-            infinity = ops.full_like(shift, math.inf)
-            share = 1.0 / ops.where(usable, batch.count, infinity)
-        return normalize(
-            x,
-            weights,
-            axes=axes,
-            arithmetic=arithmetic,
-            shift=shift,
-            mean=rest,
-            variance=variance,
-            epsilon=self.epsilon,
-            gamma=gamma,
-            beta=beta,
-            share=share,
-            sum_replicas=sum_replicas,
+    def _gamma_and_beta(self, averages):
+        """Vectors; ones and zeros where the layer has none."""
+        gamma, beta = (
+            None if weight is None else averages.read(weight)
+            for weight in (self.gamma, self.beta)
         )
+        if gamma is None or beta is None:
+            like = averages.read(self.moving_mean)
+            gamma = ops.ones_like(like) if gamma is None else gamma
+            beta = ops.zeros_like(like) if beta is None else beta
+        return gamma, beta
+
+    def _affine(self, batch, averages, moments, usable):
+        """What scales and shifts a training batch: gamma and beta, corrected."""
+        gamma, beta = (virtual.lift(v, batch) for v in self._gamma_and_beta(averages))
+        if self.renorm:
+            r, d = averages.renorm_corrections(batch, moments, usable)
+            gamma, beta = gamma * r, beta + gamma * d
+        if vary_by_channel(batch):
+            gamma = leave_out_absent(gamma, moments.size > 0, batch)
+        if batch.virtual_axis is not None:
+            # Virtual batches share gamma and beta.
+            zeros = ops.zeros_like(moments.variance)
+            gamma, beta = gamma + zeros, beta + zeros
+        return Affine(gamma, beta)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
         """Returns `layer_call`, which rematerialization leaves as it is.
@@ -498,17 +457,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
         A cumulative average (`momentum=None`) starts anew. gamma and beta stay.
         """
-        if not self.built:
-            return
-        for weight, initializer in (
-            (self.moving_mean, self.moving_mean_initializer),
-            (self.moving_variance, self.moving_variance_initializer),
-        ):
-            weight.assign(initializer(weight.shape, dtype=weight.dtype))
-        if self.renorm:
-            self._start_renorm(ops.sqrt(self.moving_variance))
-        if self.history is not None:
-            self.history.reset()
+        if self.built:
+            MovingStatistics(self).reset()
 
     def freeze(self, statistics=True, affine=True):
         """Freezes the moving statistics, gamma and beta, or one of the two.
@@ -638,262 +588,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         for i, weight in enumerate(plain):
             weight.assign(store[f"{i}"])
         if self.renorm:
-            self._start_renorm(ops.sqrt(self.moving_variance + self.epsilon))
-
-    def _start_renorm(self, stddev):
-        self.moving_stddev.assign(stddev)
-        # Copies: JAX keeps the array it is given, and lets none be donated twice.
-        self.renorm_stddev.assign(ops.copy(stddev))
-        self.renorm_mean.assign(ops.copy(self.moving_mean))
+            stddev = ops.sqrt(self.moving_variance + self.epsilon)
+            MovingStatistics(self).start_renorm(stddev)
 
     @property
     def _axes(self):
         return self.axis if isinstance(self.axis, tuple) else (self.axis,)
-
-    def _channel_axes(self, ndim):
-        """The channel axes, ascending and not negative."""
-        for axis in self._axes:
-            if not -ndim <= axis < ndim:
-                raise ValueError(
-                    "`axis` has to be an axis of the inputs. "
-                    f"Received: axis={self.axis} for inputs of rank {ndim}. Choose "
-                    "the axis of the channels, -1 in channels-last data."
-                )
-        axes = tuple(sorted({axis % ndim for axis in self._axes}))
-        if len(axes) < len(self._axes):
-            raise ValueError(
-                "`axis` names an axis twice. "
-                f"Received: axis={self.axis} for inputs of rank {ndim}. Name each "
-                "channel axis once."
-            )
-        return axes
-
-    def _choose(self, x, axes, dtype, sums=False):
-        """Returns the arithmetic, and the inputs as it takes them."""
-        arithmetic = backends.choose(x, axes=axes, synchronized=sums)
-        if arithmetic is backends.active().generic:
-            # Gradients through the outputs and the statistics meet before they are
-            # rounded to 16 bits.
-            x = _cast(x, dtype)
-        return arithmetic, x
-
-    def _read(self, weight, dtype):
-        """The value of a weight, of the shape of the channel axes."""
-        value = _cast(weight, dtype)
-        if isinstance(self.axis, tuple):
-            axes = self._channel_axes(len(weight.shape))
-            value = ops.reshape(value, [weight.shape[i] for i in axes])
-        return value
-
-    def _is_usable(self, batch, native):
-        """Where there are statistics; `True` where that is known without waiting."""
-        # The variance is finite only where the mean is.
-        vectors = [batch.variance]
-        stored = keras.backend.standardize_dtype(self.moving_mean.dtype)
-        if stored != keras.backend.standardize_dtype(batch.variance.dtype):
-            # What float64 holds may be inf where it is stored.
-            vectors = [batch.variance, batch.shift + batch.mean]
-            vectors = [ops.cast(vector, stored) for vector in vectors]
-        usable = batch.size > 0
-        for vector in vectors:
-            known = native and backends.active().is_known_finite(vector)
-            usable = _both(usable, known or ops.isfinite(vector))
-        return usable
-
-    def _inference_statistics(self, dtype):
-        """Mean and variance that take the place of a batch's."""
-        mean = self._read(self.moving_mean, dtype)
-        variance = self._read(self.moving_variance, dtype)
-        # With a momentum of 1 no batch has any weight: there is nothing to divide.
-        if not self.debias_moving_statistics or self.momentum == 1.0:
-            return mean, variance
-        history = self.history
-        scale = self._read(history.debiased_scale, dtype)
-        if self.renorm:
-            scale = _variance_of(scale, self.epsilon)
-        return (
-            ops.where(
-                self._read(history.mean_updates, dtype) > 0,
-                self._read(history.debiased_mean, dtype),
-                mean,
-            ),
-            ops.where(self._read(history.scale_updates, dtype) > 0, scale, variance),
-        )
-
-    def _widen(self, inputs):
-        """Returns the inputs in the dtype that holds them and the outputs.
-
-        Inputs in 16 bits stay so where the outputs are of the same dtype: the
-        arithmetic is float32 whatever the dtype it reads and writes.
-        """
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if "complex" in dtype:
-            raise ValueError(
-                "Inputs have to be real. "
-                f"Received: inputs.dtype={dtype}. Normalize the real and imaginary "
-                "parts as channels of their own."
-            )
-        dtypes = {dtype, self.compute_dtype, self.variable_dtype}
-        if "float64" in dtypes:
-            return _cast(inputs, "float64")
-        narrow = dtype == self.compute_dtype and dtype in ("bfloat16", "float16")
-        return inputs if narrow else _cast(inputs, "float32")
-
-    def _renorm_statistics(self, dtype):
-        """renorm_mean, renorm_stddev, and from where on they are to be used."""
-        if not self.debias_moving_statistics or self.renorm_momentum == 1.0:
-            mean = self._read(self.renorm_mean, dtype)
-            return mean, self._read(self.renorm_stddev, dtype), None
-        history = self.history
-        return (
-            self._read(history.debiased_renorm_mean, dtype),
-            self._read(history.debiased_renorm_stddev, dtype),
-            self._read(history.scale_updates, dtype) > 0,
-        )
-
-    def _renormalize(self, batch, usable, gamma, beta, mean, stddev, known):
-        """Returns gamma and beta for `x_hat * r + d`."""
-        limits = {
-            k: limit(self.history.steps.value) if callable(limit) else limit
-            for k, limit in self.renorm_clipping.items()
-        }
-        r, d = renorm_corrections(
-            batch,
-            renorm_mean=mean,
-            renorm_stddev=stddev,
-            epsilon=self.epsilon,
-            **limits,
-        )
-        if known is not None:
-            usable = _both(usable, known)
-        r = _select(usable, r, ops.ones_like(r))
-        d = _select(usable, d, ops.zeros_like(d))
-        if gamma is not None:
-            r, d = r * gamma, d * gamma
-        return r, d if beta is None else d + beta
-
-    def _update_statistics(self, batch, usable, dtype):
-        """Moves each statistic of each usable channel towards the batch's."""
-        history, averages = self.history, self.debias_moving_statistics
-        # One element has a mean but no variance; 0 would be far from any truth.
-        has_variance, variance = _both(usable, batch.size > 1), batch.variance
-        if self.unbiased_moving_variance:
-            variance, exists = unbiased_variance(batch)
-            has_variance = _both(has_variance, exists)
-
-        def write(weight, where, new, old):
-            new = _select(where, new, old)
-            if isinstance(self.axis, tuple):
-                new = ops.reshape(new, weight.shape)
-            weight.assign(new)
-
-        def average(update, weight, where, new, momentum, updates, *, debias=False):
-            old = self._read(weight, dtype)
-            share = newest_weight(momentum, updates, debias=debias)
-            write(weight, where, update(old, new, share), old)
-
-        mean_updates = scale_updates = None
-        if history is not None and history.counts:
-            old = self._read(history.mean_updates, dtype)
-            mean_updates = old + 1.0
-            write(history.mean_updates, usable, mean_updates, old)
-            old = self._read(history.scale_updates, dtype)
-            scale_updates = old + 1.0
-            write(history.scale_updates, has_variance, scale_updates, old)
-        of_mean = usable, batch, self.momentum, mean_updates
-        scale = ops.sqrt(variance + self.epsilon) if self.renorm else variance
-        of_scale = has_variance, scale, self.momentum, scale_updates
-
-        average(update_mean, self.moving_mean, *of_mean)
-        if averages:
-            average(update_mean, history.debiased_mean, *of_mean, debias=True)
-            average(update_scale, history.debiased_scale, *of_scale, debias=True)
-        if not self.renorm:
-            average(update_scale, self.moving_variance, *of_scale)
-            return
-        old = self._read(self.moving_variance, dtype)
-        stddev = self._read(self.moving_stddev, dtype)
-        start = consistent_stddev(stddev, old, epsilon=self.epsilon)
-        new = update_scale(start, scale, newest_weight(self.momentum, scale_updates))
-        write(self.moving_stddev, has_variance, new, stddev)
-        write(self.moving_variance, has_variance, _variance_of(new, self.epsilon), old)
-        momentum = self.renorm_momentum
-        # r compares deviations with the divisor n.
-        scale = ops.sqrt(batch.variance + self.epsilon)
-        of_mean = usable, batch, momentum, mean_updates
-        of_scale = has_variance, scale, momentum, scale_updates
-        average(update_mean, self.renorm_mean, *of_mean)
-        average(update_scale, self.renorm_stddev, *of_scale)
-        if averages:
-            average(update_mean, history.debiased_renorm_mean, *of_mean, debias=True)
-            average(
-                update_scale, history.debiased_renorm_stddev, *of_scale, debias=True
-            )
-
-
-class History(keras.layers.Layer):
-    """What averages know of their past, beside the statistics that Keras stores.
-
-    A layer of its own, so that the file of a `BatchNormalization` has the variables
-    of Keras's, in their order, and either loads into the other.
-
-    Attributes:
-        mean_updates, scale_updates: how many batches each channel has seen; `inf`
-            after loading a file that doesn't say.
-        debiased_mean, debiased_scale: the averages of the mean, and of the variance
-            (under renorm of the standard deviation, `sqrt(variance + epsilon)`).
-        debiased_renorm_mean, debiased_renorm_stddev: those of renorm's statistics.
-        steps: scalar integer, training passes, for schedules.
-    """
-
-    def __init__(self, averages, counts, steps, **kwargs):
-        super().__init__(**kwargs)
-        self.averages, self.counts, self.counts_steps = averages, counts, steps
-
-    def build_for(self, shape, dtype):
-        names = ("mean_updates", "scale_updates") if self.counts else ()
-        for name in (*names, *self.averages):
-            weight = self.add_weight(
-                name=name,
-                shape=shape,
-                dtype=dtype,
-                initializer="zeros",
-                trainable=False,
-                autocast=False,
-            )
-            setattr(self, name, weight)
-        if self.counts_steps:
-            self.steps = self.add_weight(
-                name="steps", dtype="int32", initializer="zeros", trainable=False
-            )
-        self.built = True
-
-    def reset(self):
-        for weight in self.weights:
-            weight.assign(ops.zeros_like(weight.value))
-
-    def continue_from(self, layer):
-        """Takes moving statistics of unknown history for the average so far.
-
-        A cumulative average, for which that says nothing, starts anew.
-        """
-        self.reset()
-        if not self.averages or layer.momentum is None:
-            return
-        self.debiased_mean.assign(ops.copy(layer.moving_mean))
-        scale = ops.copy(layer.moving_variance)
-        self.debiased_scale.assign(
-            ops.sqrt(scale + layer.epsilon) if layer.renorm else scale
-        )
-        if layer.renorm:
-            self.debiased_renorm_mean.assign(ops.copy(layer.renorm_mean))
-            self.debiased_renorm_stddev.assign(ops.copy(layer.renorm_stddev))
-        for updates in (self.mean_updates, self.scale_updates):
-            updates.assign(ops.full_like(updates.value, math.inf))
-
-    def load_own_variables(self, store):
-        if len(store.keys()):
-            super().load_own_variables(store)
 
 
 def _cast(x, dtype):
@@ -901,133 +601,3 @@ def _cast(x, dtype):
     if keras.backend.standardize_dtype(x.dtype) != dtype:
         return ops.cast(x, dtype)
     return x.value if isinstance(x, keras.Variable) else x
-
-
-def _statistics_dtype(x):
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    return "float64" if dtype == "float64" else "float32"
-
-
-def _variance_of(stddev, epsilon):
-    return at_least(ops.square(stddev) - epsilon, 0.0)
-
-
-def _both(a, b):
-    """`logical_and` that does nothing where a condition is known to be true."""
-    if a is True or b is True:
-        return b if a is True else a
-    return ops.logical_and(a, b)
-
-
-def _select(condition, a, b):
-    """`where` that does nothing where the condition is known to be true."""
-    return a if condition is True else ops.where(condition, a, b)
-
-
-def _validate_axis(axis):
-    """Returns an integer, or a tuple of several."""
-    values = axis if isinstance(axis, (list, tuple)) else [axis]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            break
-    else:
-        if values and len(set(values)) == len(values):
-            axes = tuple(map(int, values))
-            return axes if len(axes) > 1 else axes[0]
-    raise ValueError(
-        "`axis` must be an integer, or a sequence of different integers. "
-        f"Received: axis={axis!r}. Pass the index of the channel axis, -1 for the last."
-    )
-
-
-def _validate_virtual_batch_size(size):
-    whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
-    if size is None or (whole and size >= 1):
-        return None if size is None else int(size)
-    raise ValueError(
-        "`virtual_batch_size` must be an integer of at least 1, or None. "
-        f"Received: virtual_batch_size={size!r}. Pass the number of examples in a "
-        "virtual batch."
-    )
-
-
-def _validate_synchronized(synchronized):
-    if isinstance(synchronized, (bool, np.bool_)):
-        return bool(synchronized)
-    if isinstance(synchronized, numbers.Integral) and synchronized > 1:
-        return int(synchronized)
-    raise ValueError(
-        "`synchronized` must be a bool, or an integer above 1. "
-        f"Received: synchronized={synchronized!r}. Pass True for statistics of all "
-        "replicas, or the number of replicas in a group."
-    )
-
-
-def _validate_axis_name(name):
-    if name is None or (isinstance(name, str) and name):
-        return name
-    raise ValueError(
-        "`axis_name` must be a string, or None. "
-        f"Received: axis_name={name!r}. Pass the name that JAX's shard_map, pmap or "
-        "vmap has for the axis of the replicas."
-    )
-
-
-def _validate_number(name, value, low, high=math.inf, *, above=False):
-    """Returns `value` as a float in [low, high], or in (low, high) if `above`."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not (low < value < high if above else low <= value <= high):
-        bounds = (
-            f"a finite number above {low:g}"
-            if above
-            else f"a number from {low:g} to {high:g}"
-        )
-        raise ValueError(
-            f"`{name}` must be {bounds}. Received: {name}={value!r}. Correct the value."
-        )
-    return float(value)
-
-
-def _validate_clipping(clipping):
-    if clipping is None:
-        return None
-    keys = ("rmax", "rmin", "dmax")
-    if not isinstance(clipping, dict) or set(clipping) - set(keys):
-        raise ValueError(
-            "Received invalid keys for `renorm_clipping`, or no dictionary. "
-            f"Received: renorm_clipping={clipping!r}. Use any of {list(keys)}."
-        )
-    limits = {}
-    for key, value in clipping.items():
-        if value is not None:
-            is_schedule = isinstance(
-                value, keras.optimizers.schedules.LearningRateSchedule
-            )
-            limits[key] = value if is_schedule else _validate_limit(key, value)
-    scheduled = any(map(callable, limits.values()))
-    # Schedules are looked at from the first step to the ten millionth.
-    for step in [0, *(10**i for i in range(8))] if scheduled else [0]:
-        now = {
-            k: _validate_limit(k, float(v(step)), f" at step {step}")
-            if callable(v)
-            else v
-            for k, v in limits.items()
-        }
-        rmin, rmax = now.get("rmin", 0.0), now.get("rmax", math.inf)
-        if rmin > rmax:
-            raise ValueError(
-                "rmax should be at least rmin in `renorm_clipping`. "
-                f"Received: rmax={rmax}, rmin={rmin}"
-                f"{f' at step {step}' if scheduled else ''}. r is clipped to "
-                "[rmin, rmax]."
-            )
-    return limits
-
-
-def _validate_limit(key, value, when=""):
-    if key == "dmax" and isinstance(value, numbers.Real) and value < 0:
-        raise ValueError(
-            "dmax should be non-negative in `renorm_clipping`. "
-            f"Received: dmax={value}{when}. d is clipped to [-dmax, dmax]."
-        )
-    return _validate_number(f"renorm_clipping[{key!r}]{when}", value, 0.0)

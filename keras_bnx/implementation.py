@@ -6,7 +6,6 @@ import keras
 
 from keras_bnx import backends
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.ops import virtual
 
 
 class Explanation(NamedTuple):
@@ -90,25 +89,11 @@ def explain_implementation(layer, inputs):
             "What runs depends on a real batch. "
             f"Received: inputs={inputs!r}. Pass a tensor or an array."
         )
-    inputs = keras.ops.convert_to_tensor(inputs)
-    forced = backends.forced()
-    x = layer._widen(inputs)
-    axes = layer._channel_axes(len(x.shape))
-    axis = virtual.batch_axis(len(x.shape), axes)
-    if layer.virtual_batch_size is not None and axis is not None:
-        x = keras.ops.expand_dims(x, axis)
-        axes = virtual.with_virtual_axis(axes, axis)
-    sums = layer.synchronized and layer.virtual_batch_size is None
-    sums = bool(sums and backends.active().replicas(layer.axis_name))
-    call = {"axes": axes, "synchronized": sums}
+    batch = layer._batch(keras.ops.convert_to_tensor(inputs), None)
+    context = backends.active().replicas(layer.axis_name)
+    (part, *_), reduction = layer._parts(batch, context)
     try:
-        chosen = backends.choose(x, **call)
+        chosen, reasons = layer._choose(part, reduction)
     except ValueError as error:
         return Explanation("none", "this call raises an error", [str(error)])
-    reasons = []
-    if chosen.name == "generic":
-        if forced == "generic":
-            reasons = ["It is forced."]
-        else:
-            reasons = backends.active().obstacles(x, **call)
     return Explanation(chosen.name, chosen.kernels, reasons)

@@ -580,3 +580,26 @@ def test_nan_in_padding_gives_beta_on_each_implementation(name, size, training):
     # PyTorch's `x * a + b` rounds.
     np.testing.assert_allclose(y[0, 4], [1.0, 1.0, 1.0], rtol=1e-6)
     assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(
+    ("axis", "built", "shape"),
+    [
+        (-1, (8, 3), (8, 4)),
+        (1, (8, 3, 5), (8, 5, 3)),
+        ((1, 2), (8, 3, 5), (8, 3, 4)),
+        ((1, 2), (8, 3, 5), (8, 3, 5, 1)),
+    ],
+)
+def test_inputs_of_other_channels_are_refused(axis, built, shape):
+    layer = BatchNormalization(axis)
+    layer.build(built)
+    before = statistics(layer)
+    x = np.zeros(shape, "float32")
+    for call in (layer, lambda x: layer(keras.Input(batch_shape=x.shape))):
+        with pytest.raises(ValueError, match="those that the layer was built for"):
+            call(x)
+    with pytest.raises(ValueError, match=r"inputs\.shape=.*weights of"):
+        layer(x, training=True)
+    for name, value in statistics(layer).items():
+        np.testing.assert_array_equal(value, before[name])

@@ -1,4 +1,4 @@
-"""Which arithmetic runs can be asked and decided."""
+"""Which implementation runs can be asked and decided."""
 
 import subprocess
 import sys
@@ -37,13 +37,13 @@ def test_native_serves_plain_calls_and_generic_can_be_forced():
 def test_what_is_forced_runs(name, monkeypatch):
     ran = []
     for kind in ("generic", "native"):
-        arithmetic = getattr(backends.active(), kind)
+        implementation = getattr(backends.active(), kind)
 
-        def moments(*args, kind=kind, arithmetic=arithmetic, **kwargs):
+        def moments(*args, kind=kind, implementation=implementation, **kwargs):
             ran.append(kind)
-            return arithmetic.moments(*args, **kwargs)
+            return implementation.moments(*args, **kwargs)
 
-        replacement = arithmetic._replace(moments=moments)
+        replacement = implementation._replace(moments=moments)
         monkeypatch.setattr(backends.active(), kind, replacement)
     with force_implementation(name):
         y = BatchNormalization()(X, training=True)
@@ -54,7 +54,7 @@ def test_what_is_forced_runs(name, monkeypatch):
 
 def test_a_forced_native_that_cant_serve_raises_with_every_reason(monkeypatch):
     reasons = ["The first reason.", "The second one."]
-    monkeypatch.setattr(backends.active(), "obstacles", lambda x, **_: reasons)
+    monkeypatch.setattr(backends.active(), "obstacles", lambda batch, **_: reasons)
     layer = BatchNormalization()
     assert explain_implementation(layer, X).implementation == "generic"
     assert explain_implementation(layer, X).reasons == reasons
@@ -71,15 +71,15 @@ def test_a_forced_native_that_cant_serve_raises_with_every_reason(monkeypatch):
 def test_virtual_batches_are_asked_for_as_they_run(monkeypatch):
     asked = []
 
-    def obstacles(x, *, axes, synchronized):
-        asked.append((tuple(x.shape), axes))
+    def obstacles(batch, *, synchronized):
+        asked.append((tuple(batch.x.shape), batch.axes))
         return []
 
     monkeypatch.setattr(backends.active(), "obstacles", obstacles)
     layer = BatchNormalization(virtual_batch_size=8)
     explain_implementation(layer, X)
     layer(X, training=True)
-    assert asked == [((1, 16, 3), (0, 2)), ((2, 8, 3), (0, 2))]
+    assert asked == [((2, 8, 3), (0, 2))] * 2
 
 
 def test_wrong_arguments_say_so():

@@ -1,21 +1,28 @@
-"""JAX: plain arithmetic, arranged for XLA, and a gradient that keeps the inputs.
+"""JAX: plain arithmetic in the form that XLA makes least of.
 
-Plain differentiation of the generic arithmetic keeps `x - shift` beside `x` (in
-float32, also where `x` has 16 bits), and takes a dozen passes over the data. Here
-the tangent of the outputs is written by hand, and in a form whose transpose, which
-JAX derives, is the best backward pass that we know:
+`moments` cuts the gradient; `normalize` counts the statistics as functions of `x`.
+Its tangent is written by hand, in a form whose transpose, which JAX derives, is the
+best backward pass that we know. With `c = x - shift - residual`:
 
-    dy = (gamma * inv) * dx + x_hat * p + q
-    p = dgamma - gamma * inv * sum(share * dx * x_hat)
-    q = dbeta - gamma * inv * sum(share * dx)
+    dy = scale * dx + c * p + q
+    scale = gamma * inv,  inv = 1 / sqrt(variance + epsilon)
+    p = inv * (dgamma - gamma * inv**2 * sum(c * dx) / n)
+    q = dbeta - scale * sum(dx) / n
 
-Transposed, `p` and `q` are the two sums of a backward pass, each taken once and
-used for gamma, beta and the inputs. `jax.checkpoint` makes it keep `x`, not
-`x_hat`. So `jvp`, `vmap`, `grad` of `grad` and `jit` all work, which a `custom_vjp`
-would not allow, in its time.
+Transposed, `p` and `q` are the two sums of a backward pass, each taken once and used
+for gamma, beta and the inputs. `jax.checkpoint` makes it keep `x` and vectors. As no
+`custom_vjp` is involved, `jvp`, `vmap`, and derivatives of derivatives work.
 
-The same arithmetic with barriers between reductions and elementwise passes, and
-as a `custom_vjp`, was measured to take as long or longer on a CPU.
+What costs time on a CPU are passes over memory. XLA computes elementwise arithmetic
+within the sum that it is for, but only where nothing else uses its result; and it
+makes equal expressions one. So `x - shift`, in `sum(dy * (x - shift))` and once more
+beside it, becomes an array of the size of `x`, written and read again. Two measures
+avoid that, and with them a float32 training step writes no such array but its results:
+
+- The tangent needs `x - shift` in two places. What is no sum in the backward pass has
+  it as `x + (-shift)`: without it a step takes 1.1 times as long.
+- The residual is taken into account on vectors, never on elements. It has to be a
+  rounding error for that.
 """
 
 import functools
@@ -24,23 +31,27 @@ import math
 import jax
 import jax.numpy as jnp
 
-from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
-from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
-    is_known_finite,
-    is_recomputing,
+from keras_bnx.backends.contract import (
+    Batch,
+    Implementation,
+    Moments,
+    Replicas,
+    Statistics,
     other_axes,
 )
+from keras_bnx.backends.generic import is_recomputing  # noqa: F401 (the contract)
 
 # `is_recomputing` is generic's "never": JAX state is threaded through functions,
 # so a pass that `jax.checkpoint` repeats computes the same update, not a second.
-# Nor is anything known before the compiled function runs.
 
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-6.
-_LARGE = 10.0
+_CONDITION_LIMIT = 10.0
+# Up to so many elements, a pass over them takes less time than asking for it.
+_TINY = 2**12
 
 
-def obstacles(x, *, axes, synchronized):
+def obstacles(batch, *, synchronized):
     if synchronized:
         return ["The gradient of sums over a named axis is taken of plain arithmetic."]
     return []
@@ -56,7 +67,7 @@ def pick_element(x, axes):
     return in_keras_ops.pick_element(x, axes)
 
 
-generic = Arithmetic(
+generic = Implementation(
     "generic",
     "keras.ops",
     functools.partial(in_keras_ops.moments, pick_element=pick_element),
@@ -64,12 +75,15 @@ generic = Arithmetic(
 )
 
 
-def moments(x, weights, *, axes):
-    x = jax.lax.stop_gradient(x)
-    if weights is not None:
-        return generic.moments(x, weights, axes=axes)
-    n = math.prod(n for i, n in enumerate(x.shape) if i not in axes)
-    return Moments(n, n, *_moments(x, axes))
+def moments(batch):
+    batch = batch._replace(x=jax.lax.stop_gradient(batch.x))
+    if batch.weights is not None:
+        found = generic.moments(batch)
+        # Its shift is any element.
+        shift, residual = _rounded(found.shift, found.residual)
+        return found._replace(shift=shift, residual=residual)
+    n = math.prod(batch.x.shape[i] for i in batch.other_axes)
+    return Moments(n, n, *_moments(batch.x, batch.axes))
 
 
 # Compiled, also where nothing else is: a `cond` would be compiled anew in each call.
@@ -79,151 +93,187 @@ def moments(x, weights, *, axes):
 def _moments(x, axes):
     x, others, per_element = _widened(x), other_axes(x, axes), _per_element(x, axes)
     n = math.prod(x.shape[i] for i in others)
-    # Divided first: a quotient after the sum would be computed again wherever it is
-    # used, and there XLA may leave out its rounding, so that `x - mean` and the rest
-    # of the mean meet different means (3e-3 deviations at mean/std = 1e5).
-    mean = jnp.sum(x / n, others)
-    variance = jnp.sum(jnp.square(x - per_element(mean)), others) / n
 
-    def second_look():
-        rest = jnp.sum(x - per_element(mean), others) / n
-        return rest, jnp.maximum(variance - jnp.square(rest), 0.0)
+    def variance_about(mean):
+        return jnp.sum(jnp.square(x - per_element(mean)), others) / n
 
-    large = jnp.any(jnp.square(mean) > _LARGE**2 * variance)
-    rest, variance = jax.lax.platform_dependent(
-        # One more pass on a CPU. Elsewhere XLA takes both sums in the same pass.
-        cpu=lambda: jax.lax.cond(
-            large, second_look, lambda: (jnp.zeros_like(mean), variance)
-        ),
-        default=second_look,
-    )
-    return mean, rest, variance
+    def corrected_two_pass(mean, variance):
+        """Adds what the mean was off by rounding (Chan, Golub and LeVeque 1983)."""
+        residual = jnp.sum((x - per_element(mean)) / n, others)
+        variance = jnp.maximum(variance - jnp.square(residual), 0.0)
+        return *_rounded(mean, residual), variance
+
+    # XLA doesn't keep a quotient, but divides again wherever it is used, and there may
+    # leave out the rounding, so that `x - mean` and the residual meet different means
+    # (3e-3 deviations at mean/std = 1e5). What it keeps are sums, hence the divisions
+    # before them, and what comes out of a `cond` whose branches differ. A sum without
+    # divisions in it is faster, so the usual case takes the latter way.
+
+    def always():
+        mean = jnp.sum(x / n, others)
+        return corrected_two_pass(mean, variance_about(mean))
+
+    def where_needed():
+        mean = jnp.sum(x, others) / n
+        variance = variance_about(mean)
+        return jax.lax.cond(
+            jnp.any(jnp.square(mean) > _CONDITION_LIMIT**2 * variance),
+            corrected_two_pass,
+            lambda mean, variance: (mean, jnp.zeros_like(mean), variance),
+            mean,
+            variance,
+        )
+
+    if x.size <= _TINY:
+        return always()
+    # One more pass on a CPU. Elsewhere XLA takes both sums in the same pass.
+    return jax.lax.platform_dependent(cpu=where_needed, default=always)
 
 
-def normalize(
-    x, weights, *, axes, mean, epsilon, share=None, sum_replicas=None, **vectors
-):
-    if share is None:
-        numbers = (("epsilon", epsilon),)
-        if isinstance(mean, float):
-            numbers += (("mean", mean),)
-        else:
-            vectors["mean"] = mean
-        return _inference(axes, numbers, x, weights, vectors)
-    return _training(axes, epsilon, x, weights, share, {**vectors, "mean": mean})
+def _rounded(shift, residual):
+    """The same mean, of a shift that is the mean but for its rounding."""
+    mean = shift + residual
+    return mean, (shift - mean) + residual
+
+
+def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+    call = batch.axes, epsilon, batch.x, batch.weights
+    if statistics.are_constants:
+        return _inference(*call, statistics.shift, statistics.variance, affine)
+    inverse_count = jnp.asarray(statistics.inverse_count, statistics.variance.dtype)
+    statistics = statistics._replace(inverse_count=inverse_count)
+    return _training(*call, statistics, affine)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _inference(axes, numbers, x, weights, vectors):
+def _inference(axes, epsilon, x, weights, mean, variance, affine):
     # Nothing but x is kept here either.
-    function = functools.partial(in_keras_ops.normalize, axes=axes, **dict(numbers))
-    return jax.checkpoint(function)(x, weights, **vectors)
+    @jax.checkpoint
+    def normalize(x, weights, mean, variance, affine):
+        statistics = Statistics(mean, 0.0, variance)
+        batch = Batch(x, weights, axes, None)
+        return in_keras_ops.normalize(batch, statistics, affine, epsilon=epsilon)
+
+    return normalize(x, weights, mean, variance, affine)
 
 
-native = Arithmetic(
+native = Implementation(
     "native", "XLA, with a gradient that keeps the inputs", moments, normalize
 )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _normalize(axes, epsilon, x, weights, share, vectors):
-    return in_keras_ops.normalize(x, weights, axes=axes, epsilon=epsilon, **vectors)
-
-
-@_normalize.defjvp
-def _(axes, epsilon, primals, tangents):
-    x, weights, share, vectors = primals
-    dx, _, _, dvectors = tangents
-    tangent = jax.checkpoint(functools.partial(_tangent, axes, epsilon))
-    return (
-        _normalize(axes, epsilon, *primals),
-        tangent(x, weights, share, vectors, dx, dvectors["gamma"], dvectors["beta"]),
-    )
+def _normalize(axes, epsilon, x, weights, statistics, affine):
+    shift, residual, variance, _ = statistics
+    per_element = _per_element(x, axes)
+    # A root and a quotient per channel: some backends' rsqrt is approximate.
+    scale = affine.gamma / jnp.sqrt(variance + epsilon)
+    centered = _widened(x) - per_element(shift)
+    centered = _invalid_at_mean(axes, x, weights, centered, residual)
+    offset = affine.beta - residual * scale
+    y = centered * per_element(scale) + per_element(offset)
+    return y.astype(x.dtype)
 
 
 _training = jax.jit(_normalize, static_argnums=(0, 1), inline=True)
 
 
-def _tangent(axes, epsilon, x, weights, share, vectors, dx, dgamma, dbeta):
-    """The tangent of the outputs; `shift`, `mean` and `variance` are functions of x."""
-    others, per_element = other_axes(x, axes), _per_element(x, axes)
-    shift, gamma = vectors["shift"], vectors["gamma"]
-    centered, dx, weight, harmless = _centered(axes, x, weights, share, shift, dx)
-    mean, variance = _attached(
-        axes, x, weights, share, shift, vectors["mean"], vectors["variance"]
+@_normalize.defjvp
+def _(axes, epsilon, primals, tangents):
+    dx, _, _, daffine = tangents
+    tangent = jax.checkpoint(functools.partial(_tangent, axes, epsilon))
+    x, weights, statistics, affine = primals
+    return (
+        _normalize(axes, epsilon, *primals),
+        tangent(x, weights, statistics, affine.gamma, dx, *daffine),
     )
+
+
+def _tangent(axes, epsilon, x, weights, statistics, gamma, dx, dgamma, dbeta):
+    """The tangent of the outputs; mean and variance are functions of `x`."""
+    per_element, inverse_count = _per_element(x, axes), statistics.inverse_count
+    # Once, so that what comes back meets before it is rounded to 16 bits.
+    dx = _widened(dx)
+    statistics = _differentiable_statistics(axes, x, weights, statistics)
+    shift, residual, variance, _ = statistics
     inverse = 1.0 / jnp.sqrt(variance + epsilon)
-    x_hat = (centered - per_element(mean)) * per_element(inverse)
-    if harmless is not None:
-        x_hat = jnp.where(harmless, x_hat, 0.0)
-    scale = inverse if gamma is None else gamma * inverse
+    scale = gamma * inverse
+    first, second = _sums(axes, x, weights, statistics, dx)
     first, second = _through_statistics(
-        share,
-        jnp.sum(weight * dx, others),
-        # An element of weight 0 may be so large that only in this order it is 0.
-        jnp.sum((weight * x_hat) * dx, others),
+        # Divided here, and not by the root twice: transposed, this is the last of the
+        # steps to a vector, and XLA doesn't repeat a division for each element.
+        inverse_count,
+        first,
+        second / (variance + epsilon),
     )
-    p, q = -scale * second, -scale * first
-    p = p if gamma is None else dgamma + p
-    if harmless is None and vectors["beta"] is not None:
-        q = dbeta + q
-    dy = per_element(scale) * dx + x_hat * per_element(p) + per_element(q)
-    if harmless is not None:
-        dy = jnp.where(harmless, dy, 0.0)
-        if vectors["beta"] is not None:
-            dy = dy + per_element(dbeta)
+    p = inverse * dgamma - scale * second
+    q = dbeta - scale * first
+    # The same as `x - shift`, and not the same expression: see above.
+    centered = _widened(x) + per_element(-shift)
+    centered = _invalid_at_mean(axes, x, weights, centered, residual)
+    dy = per_element(scale) * dx + centered * per_element(p)
+    dy = dy + per_element(q - residual * p)
+    if weights is not None:
+        dy = jnp.where(_are_valid(x, weights), dy, per_element(dbeta))
     return dy.astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attached(axes, x, weights, share, shift, mean, variance):
-    """Returns mean and variance; to differentiation they are functions of x.
+def _differentiable_statistics(axes, x, weights, statistics):
+    """Returns the statistics; to differentiation they are functions of `x`.
 
     `moments` cut them off, because a first derivative doesn't need it; a second
     one does.
     """
-    return mean, variance
+    return statistics
 
 
-@_attached.defjvp
+@_differentiable_statistics.defjvp
 def _(axes, primals, tangents):
-    x, weights, share, shift, mean, variance = primals
-    others = other_axes(x, axes)
-    centered, dx, weight, _ = _centered(axes, x, weights, share, shift, tangents[0])
-    mean, variance = _attached(axes, *primals)
-    centered = centered - _per_element(x, axes)(mean)
-    return (mean, variance), _through_statistics(
-        share,
-        jnp.sum(weight * dx, others),
-        jnp.sum(2.0 * weight * centered * dx, others),
+    x, weights, statistics = primals
+    statistics = _differentiable_statistics(axes, x, weights, statistics)
+    zeros, inverse_count = jnp.zeros_like(statistics.shift), statistics.inverse_count
+    first, second = _through_statistics(
+        inverse_count, *_sums(axes, x, weights, statistics, tangents[0])
     )
+    constant = jnp.zeros_like(inverse_count)
+    return statistics, Statistics(zeros, first, 2.0 * second, constant)
 
 
-def _through_statistics(share, *sums):
-    """The sums, and 0 in channels that are normalized by other numbers.
-
-    There each term has been multiplied by 0; but 0 times infinity is NaN.
-    """
-    return tuple(jnp.where(share > 0, total, 0.0) for total in sums)
-
-
-def _centered(axes, x, weights, share, shift, dx):
-    """`x - shift`, its tangent, the weight of each element, and which are harmless."""
-    per_element = _per_element(x, axes)
-    centered = _widened(x) - per_element(shift)
-    dx = _widened(dx)
-    weight = per_element(jnp.broadcast_to(share, shift.shape).astype(shift.dtype))
+def _sums(axes, x, weights, statistics, dx):
+    """`sum(w * dx)` and `sum(w * (x - shift - residual) * dx)`."""
+    others, dx = other_axes(x, axes), _widened(dx)
+    centered = _widened(x) - _per_element(x, axes)(statistics.shift)
+    centered = _invalid_at_mean(axes, x, weights, centered, statistics.residual)
     if weights is None:
-        return centered, dx, weight, None
-    harmless = (weights > 0) | jnp.isfinite(x)
-    weight = weight * jnp.where(weights > 0, weights, 0.0)
-    zero = jnp.zeros((), centered.dtype)
-    return (
-        jnp.where(harmless, centered, zero),
-        jnp.where(harmless, dx, zero),
-        weight,
-        harmless,
-    )
+        first, second = dx, dx * centered
+    else:
+        dx = jnp.where(_are_valid(x, weights), dx, 0.0)
+        weights = jnp.where(weights > 0, weights, 0.0)
+        # An element of weight 0 may be so large that only in this order it is 0.
+        first, second = weights * dx, (weights * centered) * dx
+    first = jnp.sum(first, others)
+    return first, jnp.sum(second, others) - statistics.residual * first
+
+
+def _through_statistics(inverse_count, *sums):
+    """The sums over n, and 0 in channels that are normalized by other numbers.
+
+    There each sum is multiplied by 0; but 0 times infinity is NaN.
+    """
+    return tuple(jnp.where(inverse_count > 0, inverse_count * s, 0.0) for s in sums)
+
+
+def _invalid_at_mean(axes, x, weights, centered, residual):
+    """Takes an element that doesn't count, and isn't finite, for the mean."""
+    if weights is None:
+        return centered
+    residual = _per_element(x, axes)(residual)
+    return jnp.where(_are_valid(x, weights), centered, residual)
+
+
+def _are_valid(x, weights):
+    return (weights > 0) | jnp.isfinite(x)
 
 
 def _widened(x):

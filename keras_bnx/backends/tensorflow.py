@@ -20,10 +20,13 @@ import sys
 
 import tensorflow as tf
 
-from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
-from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
-    is_known_finite,
+from keras_bnx.backends.contract import (
+    Affine,
+    Batch,
+    Implementation,
+    Moments,
+    Replicas,
     other_axes,
 )
 
@@ -31,10 +34,12 @@ from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
 # rows the variance is off by 1e-5, 100 units in the last place. Blocks of blocks
 # keep each chain below 250 additions for up to a million rows.
 _BLOCK = 64
+# Up to so many elements, a pass over them takes less time than a branch without it.
+_TINY = 2**15
 # Rows from which the chains of a product with ones are too long.
 _MANY = 4096
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
-_LARGE = 10.0
+_CONDITION_LIMIT = 10.0
 # Up to mean/std = 4, `x * a + b` is at most 1e-6 off.
 _FOLDABLE = 4.0
 
@@ -69,22 +74,22 @@ def reduce_sum(x, axis, keepdims):
     return blocked_sum(x)
 
 
-def _generic_moments(x, weights, *, axes):
-    x, axes = _flat(x, axes)
-    return in_keras_ops.moments(x, weights, axes=axes, reduce_sum=reduce_sum)
+def _generic_moments(batch):
+    return in_keras_ops.moments(_flat(batch), reduce_sum=reduce_sum)
 
 
-def _generic_normalize(x, weights, *, axes, **statistics):
-    values, axes = _flat(x, axes)
-    y = in_keras_ops.normalize(values, weights, axes=axes, **statistics)
-    return x.with_flat_values(y) if isinstance(x, tf.RaggedTensor) else y
+def _generic_normalize(batch, statistics, affine, **arguments):
+    y = in_keras_ops.normalize(_flat(batch), statistics, affine, **arguments)
+    if isinstance(batch.x, tf.RaggedTensor):
+        return batch.x.with_flat_values(y)
+    return y
 
 
-generic = Arithmetic("generic", "keras.ops", _generic_moments, _generic_normalize)
+generic = Implementation("generic", "keras.ops", _generic_moments, _generic_normalize)
 
 
-def obstacles(x, *, axes, synchronized):
-    found = []
+def obstacles(batch, *, synchronized):
+    x, axes, found = batch.x, batch.axes, []
     if isinstance(x, tf.RaggedTensor):
         found.append("The kernels take no ragged tensors.")
     if x.dtype == tf.float64:
@@ -96,139 +101,105 @@ def obstacles(x, *, axes, synchronized):
     return found
 
 
-def moments(x, weights, *, axes):
-    x = tf.stop_gradient(x)
-    if weights is not None:
-        return generic.moments(x, weights, axes=axes)
+def moments(batch):
+    x, axes = tf.stop_gradient(batch.x), batch.axes
+    if batch.weights is not None:
+        return generic.moments(batch._replace(x=x))
     values, channels = _canonical(x, axes)
     n = _static_count(x, axes)
     in_blocks = _has_many_rows(n)
-    if _compiles(x):
-        mean, variance = _compiled(_look, channels, values.shape.rank)(
-            values, channels, in_blocks
-        )
+    two_pass_moments = _fastest(_two_pass_moments, values, channels)
+    mean, variance = two_pass_moments(values, channels, in_blocks)
+
+    def about_mean():
+        """Once more about the mean: what it was off by rounding, the residual says."""
+        centered = _widened(values) - _along(mean, values, channels)
+        return _two_pass_moments(centered, channels, in_blocks)
+
+    if _is_tiny(values):
+        residual, variance = about_mean()
     else:
-        fits = values.dtype != tf.float32 and not in_blocks
-        look = _fused_look if fits else _look
-        mean, variance = look(values, channels, in_blocks)
-    # NaN isn't large, and nothing to look at again.
-    large = tf.reduce_any(tf.square(mean) > _LARGE**2 * variance)
-    rest, variance = tf.cond(
-        large,
-        lambda: _look(
-            _widened(values) - _along(mean, values, channels), channels, in_blocks
-        ),
-        lambda: (tf.zeros_like(mean), variance),
-    )
+        # Not of a channel that isn't finite: a comparison with NaN is false.
+        needs_shift = tf.reduce_any(tf.square(mean) > _CONDITION_LIMIT**2 * variance)
+        residual, variance = tf.cond(
+            needs_shift, about_mean, lambda: (tf.zeros_like(mean), variance)
+        )
     n = _count(values, channels) if n is None else n
-    return Moments(n, n, mean, rest, variance)
+    return Moments(n, n, mean, residual, variance)
 
 
-def normalize(
-    x,
-    weights,
-    *,
-    axes,
-    shift,
-    mean,
-    variance,
-    epsilon,
-    gamma,
-    beta,
-    share=None,
-    sum_replicas=None,
-):
-    statistics = shift, mean, variance, epsilon
-    compiles = weights is None and _compiles(x)
-    n = _static_count(x, axes)
-    in_blocks = _has_many_rows(n)
+def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+    axes, weights = batch.axes, batch.weights
+    in_blocks = _has_many_rows(_static_count(batch.x, axes))
 
     def forward(x, gamma, beta):
         if weights is not None:
+            values = batch._replace(x=x)
             return generic.normalize(
-                x,
-                weights,
-                axes=axes,
-                shift=shift,
-                mean=mean,
-                variance=variance,
-                epsilon=epsilon,
-                gamma=gamma,
-                beta=beta,
+                values, statistics, Affine(gamma, beta), epsilon=epsilon
             )
-        if share is None and not tf.executing_eagerly():
-            return _foldable_affine(x, axes, shift, variance, epsilon, gamma, beta)
+        if statistics.are_constants and not tf.executing_eagerly():
+            return _foldable_affine(x, axes, statistics, epsilon, gamma, beta)
         values, channels = _canonical(x, axes)
-        affine = (
-            _compiled(_affine, channels, values.shape.rank)
-            if compiles
-            else _fused_affine
-        )
-        y = affine(values, channels, *statistics, gamma, beta)
+        affine = _fastest(_affine, values, channels)
+        y = affine(values, channels, statistics, epsilon, gamma, beta)
         return _like(y, x)
 
     def backward(dy, x, gamma):
         if weights is not None:
-            return _gradients(dy, x, gamma, *statistics, weights, share, axes)
+            return formula(dy, x, gamma)
         (values, channels), (dy, _) = _canonical(x, axes), _canonical(dy, axes)
-        gradients = (
-            _compiled(_gradients, channels, values.shape.rank)
-            if compiles
-            else _fused_gradients
-        )
+        gradients = _fused_gradients if _fuses(values, channels) else _gradients
+        gradients = _fastest(gradients, values, channels)
         dx, *others = gradients(
-            dy, values, gamma, *statistics, None, share, channels, in_blocks=in_blocks
+            dy, values, gamma, statistics, epsilon, channels, in_blocks
         )
         return _like(dx, x), *others
 
-    def differentiable(dy, x, gamma):
-        """The gradients by operations whose own gradient is right."""
-        return _gradients(
-            dy, x, gamma, *statistics, weights, share, axes, attached=True
+    def formula(dy, x, gamma, differentiable=False):
+        return in_keras_ops.gradients(
+            dy,
+            batch._replace(x=x),
+            statistics,
+            gamma,
+            epsilon=epsilon,
+            differentiable=differentiable,
         )
 
+    differentiable = functools.partial(formula, differentiable=True)
+
     @tf.custom_gradient
-    def normalized(x, *vectors):
-        vectors = list(vectors)
-        g = vectors.pop(0) if gamma is not None else None
-        b = vectors.pop(0) if beta is not None else None
-
+    def normalized(x, gamma, beta):
         def gradient(dy):
-            dx, dgamma, dbeta = _with_gradient(backward, differentiable, dy, x, g)
-            wanted = (dx, dgamma, dbeta)
-            given = (x, gamma, beta)
-            return [d for d, v in zip(wanted, given, strict=True) if v is not None]
+            return _with_gradient(backward, differentiable, dy, x, gamma)
 
-        return forward(x, g, b), gradient
+        return forward(x, gamma, beta), gradient
 
-    return normalized(x, *(v for v in (gamma, beta) if v is not None))
+    return normalized(batch.x, *affine)
 
 
-native = Arithmetic("native", "FusedBatchNormV3 on the CPU, or XLA", moments, normalize)
+native = Implementation(
+    "native", "FusedBatchNormV3 on the CPU, or XLA", moments, normalize
+)
 
 
 def _with_gradient(function, differentiable, *arguments):
     """Calls `function`, whose gradient is that of `differentiable`."""
-    present = [a for a in arguments if a is not None]
-
-    def restored(values):
-        values = iter(values)
-        return [None if a is None else next(values) for a in arguments]
 
     @tf.custom_gradient
-    def call(*values):
+    def call(*arguments):
         def gradient(*upstream):
             with tf.GradientTape() as tape:
-                tape.watch(values)
-                outputs = differentiable(*restored(values))
-            return tape.gradient(outputs, list(values), list(upstream))
+                tape.watch(arguments)
+                outputs = differentiable(*arguments)
+            return tape.gradient(outputs, list(arguments), list(upstream))
 
-        return function(*restored(values)), gradient
+        return function(*arguments), gradient
 
-    return call(*present)
+    return call(*arguments)
 
 
-def _look(values, channels, in_blocks):
+def _two_pass_moments(values, channels, in_blocks):
     """Mean and variance per channel."""
     values, n = _widened(values), _count(values, channels)
     # Divided first: a quotient after the sum would be computed again wherever it is
@@ -239,165 +210,73 @@ def _look(values, channels, in_blocks):
     return mean, _sum(tf.square(centered), channels, in_blocks) / n
 
 
-def _fused_look(values, channels, in_blocks):
-    """The same by the fused op, which reads 16 bits and adds in float32."""
-    if not (tf.executing_eagerly() and _fuses(values, channels)):
-        return _look(values, channels, in_blocks)
-    one, n = tf.ones(values.shape[1]), _count(values, channels)
-    _, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=values[:, None, None],
-        scale=one,
-        offset=one,
-        mean=[],
-        variance=[],
-        is_training=True,
-    )
-    # The op stores the variance with the divisor n - 1.
-    return mean, variance * (tf.maximum(n - 1.0, 1.0) / n)
-
-
-def _affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
+def _affine(values, channels, statistics, epsilon, gamma, beta):
+    shift, residual, variance, _ = statistics
     scale, offset = (
         _along(vector, values, channels)
-        for vector in _scale_and_offset(mean, variance, epsilon, gamma, beta)
+        for vector in _scale_and_offset(residual, variance, epsilon, gamma, beta)
     )
     centered = _widened(values) - _along(shift, values, channels)
     return tf.cast(centered * scale + offset, values.dtype)
 
 
-def _foldable_affine(x, axes, mean, variance, epsilon, gamma, beta):
+def _foldable_affine(x, axes, statistics, epsilon, gamma, beta):
     """Inference in a graph: exact, and converters fold it into the layer before.
 
-    They fold `x * a + b`, which loses digits where the mean is large; so only a
-    large mean is subtracted first. Where there is none, a converter sees a sum with
-    zeros and drops it, if it knows that the sum has the shape of `x`.
+    They fold `x * a + b`, which loses digits where the mean is large: there it is
+    subtracted first. A converter knows the statistics, and drops the branch.
     """
     x = tf.ensure_shape(x, x.shape)
-    large = tf.abs(mean) > _FOLDABLE * tf.sqrt(variance + epsilon)
-    zeros = tf.zeros_like(mean)
-    shift, mean = tf.where(large, -mean, zeros), tf.where(large, zeros, mean)
-    scale, offset = _scale_and_offset(mean, variance, epsilon, gamma, beta)
-    shift, scale, offset = (_along(v, x, axes) for v in (shift, scale, offset))
-    return tf.cast((_widened(x) + shift) * scale + offset, x.dtype)
-
-
-def _fused_affine(values, channels, shift, mean, variance, epsilon, gamma, beta):
-    # XLA takes the op for `x * a + b`, off by 3e-3 at mean/std = 1e5, and in a graph
-    # nobody knows whether XLA will compile it.
-    if not (tf.executing_eagerly() and _fuses(values, channels)):
-        return _affine(values, channels, shift, mean, variance, epsilon, gamma, beta)
-    return tf.raw_ops.FusedBatchNormV3(
-        x=values[:, None, None],
-        scale=tf.ones_like(shift) if gamma is None else gamma,
-        offset=_scale_and_offset(mean, variance, epsilon, gamma, beta)[1],
-        mean=shift,
-        variance=variance,
-        epsilon=epsilon,
-        is_training=False,
-    )[0][:, 0, 0]
-
-
-def _scale_and_offset(mean, variance, epsilon, gamma, beta):
-    """What is left of the mean goes into the offset: of the order of a deviation."""
+    mean, _, variance, _ = statistics
     stddev = tf.sqrt(variance + epsilon)
-    scale = (tf.ones_like(stddev) if gamma is None else gamma) / stddev
-    offset = -mean * scale
-    return scale, offset if beta is None else offset + beta
+    is_large = tf.abs(mean) > _FOLDABLE * stddev
+    scale = gamma / stddev
+
+    def exact():
+        centered = _widened(x) - _along(mean, x, axes)
+        y = centered * _along(scale, x, axes) + _along(beta, x, axes)
+        return tf.cast(y, x.dtype)
+
+    def foldable():
+        offset = beta - mean * scale
+        y = _widened(x) * _along(scale, x, axes) + _along(offset, x, axes)
+        return tf.cast(y, x.dtype)
+
+    return tf.cond(tf.reduce_any(is_large), exact, foldable)
 
 
-def _gradients(
-    dy,
-    x,
-    gamma,
-    shift,
-    mean,
-    variance,
-    epsilon,
-    weights,
-    share,
-    channels,
-    in_blocks=None,
-    attached=False,
-):
-    """The gradients by their formula, in operations that TensorFlow differentiates.
-
-    `dx = gamma * inv * (dy - w * share * (sum(dy) + x_hat * sum(dy * x_hat)))`
-    (Ioffe and Szegedy 2015, section 3), with `share = 1 / n`.
-    """
-
-    def total(values):
-        return _sum(values, channels, in_blocks)
-
-    def per_element(vector):
-        return _along(vector, x, channels)
-
-    def of_counted(values):
-        # Weight 0 isn't enough: 0 times a square that overflows is NaN.
-        return values if weights is None else tf.where(weights > 0, values, 0.0)
-
-    harmless = None
-    centered, dy = _widened(x) - per_element(shift), _widened(dy)
-    if weights is not None:
-        harmless = (weights > 0) | tf.math.is_finite(x)
-        centered = tf.where(harmless, centered, 0.0)
-    if share is not None:
-        weight = per_element(tf.broadcast_to(share, tf.shape(shift)))
-        if weights is not None:
-            weight *= tf.where(weights > 0, weights, 0.0)
-    if attached and share is not None:
-        # The statistics as functions of x: their values stay, and get gradients.
-        first = total(weight * centered)
-        mean += first - tf.stop_gradient(first)
-        squares = tf.square(of_counted(centered - per_element(mean)))
-        second = total(weight * squares)
-        variance += second - tf.stop_gradient(second)
-    inverse = 1.0 / tf.sqrt(variance + epsilon)
-    x_hat = (centered - per_element(mean)) * per_element(inverse)
-    if harmless is not None:
-        x_hat = tf.where(harmless, x_hat, 0.0)
-    dbeta, dgamma = total(dy), total(dy * x_hat)
-    dx, first = dy, dbeta
-    if harmless is not None:
-        dx = tf.where(harmless, dy, 0.0)
-        first = total(dx)
-    if share is not None:
-        # A channel that is normalized by its moving statistics has the gradient of
-        # inference: its sums aren't finite where an element isn't, and 0 times inf
-        # is NaN.
-        first, second = (
-            per_element(tf.where(share > 0, vector, tf.zeros_like(vector)))
-            for vector in (first, dgamma)
-        )
-        # An element of weight 0 may be so large that only in this order it is 0.
-        dx -= weight * first + (weight * x_hat) * second
-    dx *= per_element(inverse if gamma is None else gamma * inverse)
-    return tf.cast(dx, x.dtype), dgamma, dbeta
+def _scale_and_offset(residual, variance, epsilon, gamma, beta):
+    """What is left of the mean goes into the offset: of the order of a deviation."""
+    scale = gamma / tf.sqrt(variance + epsilon)
+    return scale, beta - residual * scale
 
 
-def _fused_gradients(
-    dy, x, gamma, shift, mean, variance, epsilon, weights, share, channels, in_blocks
-):
+def _gradients(dy, values, gamma, statistics, epsilon, channels, in_blocks):
+    batch = Batch(values, None, channels, "float32")
+
+    def reduce_sum(values, axis, keepdims):
+        total = _sum(values, channels, in_blocks)
+        for i in axis:
+            total = tf.expand_dims(total, i)
+        return total
+
+    return in_keras_ops.gradients(
+        dy, batch, statistics, gamma, epsilon=epsilon, reduce_sum=reduce_sum
+    )
+
+
+def _fused_gradients(dy, x, gamma, statistics, epsilon, channels, in_blocks):
+    shift, residual, variance, inverse_count = statistics
+
     def formula():
-        return _gradients(
-            dy,
-            x,
-            gamma,
-            shift,
-            mean,
-            variance,
-            epsilon,
-            weights,
-            share,
-            channels,
-            in_blocks,
-        )
+        return _gradients(dy, x, gamma, statistics, epsilon, channels, in_blocks)
 
     def fused(is_training):
         dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy[:, None, None],
             x=x[:, None, None],
-            scale=tf.ones_like(shift) if gamma is None else gamma,
-            reserve_space_1=shift + mean,
+            scale=gamma,
+            reserve_space_1=shift + residual,
             reserve_space_2=variance,
             reserve_space_3=[],
             epsilon=epsilon,
@@ -405,12 +284,10 @@ def _fused_gradients(
         )
         return dx[:, 0, 0], dgamma, dbeta
 
-    if not _fuses(x, channels):
-        return formula()
-    if share is None:
+    if statistics.are_constants:
         return fused(False)
     # The op takes the mean as one number, and every channel's to be the batch's.
-    fits = tf.reduce_all((share > 0) & (mean == 0))
+    fits = tf.reduce_all((inverse_count > 0) & (residual == 0))
     return tf.cond(fits, lambda: fused(True), formula)
 
 
@@ -479,7 +356,7 @@ def _like(values, x):
 
 def _along(vector, values, channels):
     """Reshapes one number per channel to broadcast along values."""
-    if isinstance(vector, float):  # a mean of 0
+    if isinstance(vector, float):  # a residual of 0
         return vector
     first = channels[0]
     # Axes in front of the first are left to broadcasting: a converter to TFLite
@@ -505,9 +382,13 @@ def _static_count(x, axes):
     return None if None in sizes else math.prod(sizes)
 
 
-def _fuses(values, channels):
+def _is_tiny(x):
+    return x.shape.is_fully_defined() and x.shape.num_elements() <= _TINY
+
+
+def _fuses(x, channels):
     """Whether the fused op serves: its kernel for channels first is slow on a CPU."""
-    return channels == (1,) and len(values.shape) == 2 and not _on_gpu()
+    return channels == (1,) and not _on_gpu() and not _is_tiny(x)
 
 
 @functools.cache
@@ -515,13 +396,19 @@ def _on_gpu():
     return bool(tf.config.list_logical_devices("GPU"))
 
 
-def _compiles(x):
-    """Whether XLA compiles the steps: once, where the shape can't change."""
-    return (
-        not tf.executing_eagerly()
-        and x.shape.is_fully_defined()
+def _fastest(function, values, channels):
+    """The function, compiled by XLA where that pays: once, for sizes that can't change.
+
+    Channels first, a step takes half of its time so; channels last, more than without:
+    (32, 64, 28, 28) 3.1 in place of 6.6 ms, (1024, 512) 5.0 in place of 4.0.
+    """
+    compiles = (
+        len(values.shape) == len(channels) + 2
+        and values.shape.is_fully_defined()
+        and not tf.executing_eagerly()
         and sys.platform != "darwin"
     )
+    return _compiled(function, channels, len(values.shape)) if compiles else function
 
 
 @functools.cache
@@ -532,17 +419,19 @@ def _compiled(function, channels, rank):
     )
 
 
-def _flat(x, axes):
+def _flat(batch):
     """The values of a ragged tensor: what it holds is what counts."""
+    x = batch.x
     if not isinstance(x, tf.RaggedTensor):
-        return x, axes
-    if min(axes) <= x.ragged_rank:
+        return batch
+    if min(batch.axes) <= x.ragged_rank:
         raise ValueError(
             "The channels of a ragged tensor have to be behind its ragged axes. "
-            f"Received: axis={axes} for ragged_rank={x.ragged_rank}. Choose the "
+            f"Received: axis={batch.axes} for ragged_rank={x.ragged_rank}. Choose the "
             "last axis, or pass a padded tensor and a mask."
         )
-    return x.flat_values, tuple(axis - x.ragged_rank for axis in axes)
+    axes = tuple(axis - x.ragged_rank for axis in batch.axes)
+    return batch._replace(x=x.flat_values, axes=axes)
 
 
 def replicas(axis_name):

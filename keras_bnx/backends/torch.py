@@ -8,18 +8,18 @@ normalization stay two steps: `batch_norm_update_stats` (the sums),
 - Channels last, the kernel adds a column row by row: at 100,000 rows the mean is
   off by up to 500 units of rounding. Viewing 64 rows as one row of 64 times the
   channels costs nothing, shortens the chains, and fills vector registers where
-  channels are few (3 channels: 50 times as fast).
-- Channels first, its sums are scalar. A vectorized sum and norm of each row take
-  a sixth of the time.
-- The elementwise pass of rows takes twice the time of a copy; `addcmul` takes that of
-  a copy, and with several rows seen as one also where channels are few.
+  channels are few (3 channels: 25 times as fast).
+- Channels first, its sums are scalar: those of each row by vector registers, in two
+  passes, take a fifth of the time.
+- The elementwise pass of rows takes twice the time of a copy; `addcmul` that of a copy.
 - The elementwise pass is `x * a + b`, which loses digits where the mean is large.
   There, and only there, `x - shift` takes the place of `x` in all three kernels;
   how large the mean is, a CPU can look up at no cost. A GPU would have to be waited
   for; but its kernel subtracts first, and its sums are Welford's.
 
-The gradient keeps `x` and vectors. Gradients of gradients are PyTorch's own, of
-the formula in `_gradients`.
+The gradient keeps `x` and vectors. What the kernels don't know (masks, virtual batches,
+channels that are normalized by other numbers, gradients of gradients) is the formula
+in `generic.gradients`.
 """
 
 import collections
@@ -32,21 +32,20 @@ from torch import distributed
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
-from keras_bnx.backends import Arithmetic, Moments, Replicas
 from keras_bnx.backends import generic as in_keras_ops
-from keras_bnx.backends.generic import (  # noqa: F401 (the contract)
-    generic,
-    other_axes,
+from keras_bnx.backends.contract import (
+    Affine,
+    Batch,
+    Implementation,
+    Moments,
+    Replicas,
 )
+from keras_bnx.backends.generic import generic  # noqa: F401 (the contract)
 
 # From mean/std = 10 on, `x * a + b` and a rounded mean may cost more than 1e-6.
-_LARGE = 10.0
-# The norm of a row gives its sum of squares about 0; where the mean of a channel is
-# beyond four deviations, their difference to the variance costs a digit and more.
-_FAR = 4.0
-# Elements of a virtual batch below which calls for each cost more than a pass over all
-# of them: sums for the backward pass took 0.27 ms by each at 2**16, 0.74 by kernels at
-# 2**18, and 1.12 and 0.27 the other way round.
+_CONDITION_LIMIT = 10.0
+# Up to so many elements, sums that are taken twice cost less than a gradient in Python:
+# a training step on (256, 64) takes 0.64 ms in place of 0.80.
 _SMALL = 2**17
 # Additions of a chain in one channel, and values that fill a row of the kernel.
 _CHAIN, _WIDTH = 4096, 512
@@ -54,8 +53,8 @@ _CHAIN, _WIDTH = 4096, 512
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def obstacles(x, *, axes, synchronized):
-    found = []
+def obstacles(batch, *, synchronized):
+    x, found = batch.x, []
     if torch.compiler.is_compiling():
         found.append("torch.compile and torch.export fuse the generic arithmetic.")
     elif torch.jit.is_tracing():
@@ -70,92 +69,53 @@ def obstacles(x, *, axes, synchronized):
         found.append(f"The kernels were tried on CPU and CUDA, not {x.device.type}.")
     if x.dtype not in _DTYPES:
         found.append(f"There are no kernels for {x.dtype}.")
-    if len(axes) > 1 and not (len(axes) == 2 and axes[0] == 0):
-        found.append("The kernels take one channel axis, and one of virtual batches.")
     return found
 
 
-def moments(x, weights, *, axes):
-    with torch.no_grad():
-        if weights is not None or x.numel() == 0:
-            return in_keras_ops.moments(x, weights, axes=axes)
-        if len(axes) == 1:
-            return _moments(x, *axes)
-        return _moments_of_virtual(x, axes[1])
-
-
-def _moments_of_virtual(x, axis):
-    if x[0].numel() < _SMALL:
-        layout = _Layout.of(x, axis, virtual=True)
-        values = _widened(layout.view(x))
-        n = values[0].numel() // layout.channels
-
-        def centered(mean):
-            return values - layout.per_element(mean)
-
-        mean = layout.total(values) / n
-        variance = layout.total(centered(mean).square_()) / n
-        rest = 0.0
-        if values.device.type != "cpu" or _is_beyond(_LARGE, mean, variance):
-            rest = layout.total(centered(mean)) / n
-            variance = (variance - rest.square()).clamp_(min=0.0)
-        return Moments(n, n, mean, rest, variance)
-    parts = [_moments(part, axis - 1) for part in x.unbind()]
-    (n, *_), _, shift, rest, variance = zip(*parts, strict=True)
-    shift, variance = torch.stack(shift), torch.stack(variance)
-    if all(isinstance(r, float) for r in rest):
-        rest = 0.0
-    else:
-        rest = torch.stack([r + torch.zeros_like(shift[0]) for r in rest])
-    return Moments(n, n, shift, rest, variance)
-
-
-def _moments(x, axis):
-    values = _Layout.of(x, axis).view(x)
+def moments(batch):
+    x = batch.x.detach()
+    if not _has_kernels(batch):
+        return in_keras_ops.moments(batch._replace(x=x))
+    if _has_large_parts(batch):
+        return Moments(*_one_by_one(moments, batch))
+    values = _Layout.of(x, batch.axes).view(x)
     n = values.numel() // values.shape[1]
-    mean, variance = _look(values, n)
-    rest = 0.0
-    if values.device.type == "cpu" and _is_beyond(_LARGE, mean, variance):
-        rest, variance = _look(_shifted(values, mean), n)
-    return Moments(n, n, mean, rest, variance)
+    mean, variance = _two_pass_moments(values, n)
+    residual, all_finite = 0.0, False
+    if values.is_cpu:
+        lowest, highest = _bounds(mean, variance)
+        all_finite = highest < math.inf
+        # NaN, of a channel that isn't finite, hides what the others are.
+        if not lowest >= 0.0:
+            # Once more about the mean: what it was off by rounding, the residual says.
+            residual, variance = _two_pass_moments(_shifted(values, mean), n)
+            all_finite = math.isfinite(variance.sum())
+    if len(batch.axes) > 1:
+        sizes = [x.shape[axis] for axis in batch.axes]
+        mean, residual, variance = (
+            v.view(sizes) if isinstance(v, torch.Tensor) else v
+            for v in (mean, residual, variance)
+        )
+    return Moments(n, n, mean, residual, variance, all_finite)
 
 
-def normalize(
-    x,
-    weights,
-    *,
-    axes,
-    shift,
-    mean,
-    variance,
-    epsilon,
-    gamma,
-    beta,
-    share=None,
-    sum_replicas=None,
-):
-    if x.device.type != "cpu":
-        # A GPU's kernel subtracts first; for virtual batches there is none.
-        large = len(axes) > 1
-    elif isinstance(share, float):
-        # All are the batch's own statistics; a second look has left a rest.
-        large = isinstance(mean, torch.Tensor)
-    else:
-        large = _is_beyond(_LARGE, shift, variance + epsilon)
-    if not isinstance(mean, torch.Tensor):
-        mean = None
-    if share is None and torch.is_grad_enabled():
+def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+    if not torch.is_grad_enabled():
+        return _forward(batch, statistics, affine, epsilon)
+    if sum_gradients is None and _may_repeat_sums(batch, statistics):
+        layout = _Layout.of(batch.x, batch.axes)
+        values, affine = layout.view(batch.x), map(_flat, affine)
+        y = torch.native_batch_norm(values, *affine, None, None, True, 0.0, epsilon)[0]
+        return layout.restore(y)
+    if statistics.are_constants:
         # They may be the moving statistics, which the next batch changes in place.
-        shift, variance = shift.clone(), variance.clone()
-    statistics = shift, mean, variance, epsilon
-    plain = weights is None and not large and len(axes) == 1 and x.numel() > 0
-    if plain and share is None and not torch.is_grad_enabled():
-        return _forward(x, None, *axes, *statistics, gamma, beta, False)
-    how = share, sum_replicas, large
-    return _Normalize.apply(x, weights, axes, *statistics, gamma, beta, *how)
+        statistics = statistics._replace(
+            shift=statistics.shift.clone(), variance=statistics.variance.clone()
+        )
+    return _Normalize.apply(batch.x, *affine, batch, statistics, epsilon, sum_gradients)
 
 
-native = Arithmetic(
+native = Implementation(
     "native", "ATen's batch norm kernels, forward and backward", moments, normalize
 )
 
@@ -164,430 +124,287 @@ class _Normalize(torch.autograd.Function):
     """Normalizes; the gradient counts the statistics as functions of `x`."""
 
     @staticmethod
-    def forward(
-        ctx,
-        x,
-        weights,
-        axes,
-        shift,
-        mean,
-        variance,
-        epsilon,
-        gamma,
-        beta,
-        share,
-        sum_replicas,
-        large,
-    ):
-        ctx.save_for_backward(x, weights, shift, mean, variance, gamma)
-        ctx.constants = axes, epsilon, share, sum_replicas, large
-        if x.numel() == 0:
-            # Not for kernels: they divide by sizes, and kill the process.
-            return x.clone()
-        vectors = shift, mean, variance, epsilon, gamma, beta
-        if len(axes) == 1:
-            return _forward(x, weights, *axes, *vectors, large)
-        return _forward_virtual(x, weights, axes, *vectors, large)
+    def forward(ctx, x, gamma, beta, batch, statistics, epsilon, sum_gradients):
+        ctx.save_for_backward(x, batch.weights, gamma)
+        ctx.batch = batch._replace(x=None, weights=None)
+        ctx.statistics, ctx.epsilon = statistics, epsilon
+        ctx.sum_gradients = sum_gradients
+        return _forward(batch, statistics, Affine(gamma, beta), epsilon)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weights, shift, mean, variance, gamma = ctx.saved_tensors
-        axes, epsilon, share, sum_replicas, large = ctx.constants
-        wanted = [ctx.needs_input_grad[i] for i in (0, 7, 8)]
-        statistics = shift, mean, variance, epsilon
-        if weights is not None or x.numel() == 0 or torch.is_grad_enabled():
-            how = gamma, share, sum_replicas
-            found = _gradients(dy, x, weights, axes, *statistics, *how)
-        elif len(axes) > 1:
-            how = gamma, share, sum_replicas, large, wanted
-            found = _backward_virtual(dy, x, axes[1], *statistics, *how)
-        elif sum_replicas is None and not isinstance(share, torch.Tensor):
-            how = gamma, share, large, wanted
-            found = _backward(dy, x, *axes, *statistics, *how)
-        else:
-            # As one virtual batch: the kernel knows neither replicas nor channels that
-            # are normalized by other numbers.
-            dy, x, shift, mean, variance, gamma, share = (
-                v[None] if isinstance(v, torch.Tensor) else v
-                for v in (dy, x, shift, mean, variance, gamma, share)
-            )
-            statistics = shift, mean, variance, epsilon
-            how = gamma, share, sum_replicas, large, wanted
-            found = _backward_virtual(dy, x, axes[0] + 1, *statistics, *how)
-            found = (None if v is None else v[0] for v in found)
-        dx, dgamma, dbeta = found
-        dx, dgamma, dbeta = (
-            d if w else None for d, w in zip((dx, dgamma, dbeta), wanted, strict=True)
+        x, weights, gamma = ctx.saved_tensors
+        batch = ctx.batch._replace(x=x, weights=weights)
+        found = _gradients(
+            dy,
+            batch,
+            ctx.statistics,
+            gamma,
+            epsilon=ctx.epsilon,
+            sum_gradients=ctx.sum_gradients,
+            wanted=ctx.needs_input_grad[:3],
         )
-        return dx, *[None] * 6, dgamma, dbeta, *[None] * 3
+        return *found, *[None] * 4
 
 
-def _forward(x, weights, axis, shift, mean, variance, epsilon, gamma, beta, large):
-    layout = _Layout.of(x, axis)
-    if weights is None and not large:
-        values, mean = x, _sum(shift, mean)
+def _has_kernels(batch):
+    # A kernel divides by sizes: where there is nothing it kills the process.
+    return batch.weights is None and batch.x.numel() > 0
+
+
+def _may_repeat_sums(batch, statistics):
+    """Whether the kernel that takes the sums again serves: it has a gradient in C++.
+
+    On so few elements a gradient that is written in Python costs more.
+    """
+    size = batch.x.numel()
+    return (
+        size <= min(_SMALL, _CHAIN * statistics.variance.numel())
+        and batch.x.is_cpu
+        # In 16 bits it sums the gradients of gamma and beta in 16 bits.
+        and batch.x.dtype == statistics.shift.dtype
+        and isinstance(statistics.residual, float)
+        and isinstance(statistics.inverse_count, float)
+        and not statistics.are_constants
+        and _has_kernels(batch)
+    )
+
+
+def _forward(batch, statistics, affine, epsilon):
+    if not _has_kernels(batch):
+        return in_keras_ops.normalize(batch, statistics, affine, epsilon=epsilon)
+    if _has_large_parts(batch):
+        return _one_by_one(_forward, batch, statistics, affine, epsilon)
+    layout = _Layout.of(batch.x, batch.axes)
+    values, mean, variance = _centers(batch.x, layout, statistics, epsilon)
+    gamma, beta = map(_flat, affine)
+    if values.dim() == 2 and values.is_cpu and values.dtype == mean.dtype:
+        # The kernel's own `x * a + b`, in half of its time.
+        scale = (variance + epsilon).rsqrt() * gamma
+        y = torch.addcmul(torch.addcmul(beta, mean, scale, value=-1), values, scale)
     else:
-        values, _ = _centered(x, weights, shift, mean, (axis,))
-        mean = torch.zeros_like(shift) if mean is None else mean
-    y = _kernel_normalize(layout.view(values), mean, variance, epsilon, gamma, beta)
-    return layout.restore(y).to(x.dtype)
+        y = torch.native_batch_norm(
+            values, gamma, beta, mean, variance, False, 0.0, epsilon
+        )[0]
+    return layout.restore(y).to(batch.x.dtype)
 
 
-def _backward(dy, x, axis, shift, mean, variance, epsilon, gamma, share, large, wanted):
-    layout = _Layout.of(x, axis)
-    values, dy = layout.view(x), layout.view(dy)
-    if large:
-        values = _shifted(values, shift)
-        mean = torch.zeros_like(shift) if mean is None else mean
-    else:
-        mean = _sum(shift, mean)
+def _gradients(
+    dy, batch, statistics, gamma, *, epsilon, sum_gradients, wanted=(True, True, True)
+):
+    """Returns the gradients of `x`, gamma and beta, by a kernel where one serves."""
+    inverse_count = statistics.inverse_count
+    knows_all = isinstance(inverse_count, float) and sum_gradients is None
+    again = torch.is_grad_enabled()
+    if again or not _has_kernels(batch) or not (knows_all or _is_on_gpu(batch.x)):
+        return in_keras_ops.gradients(
+            dy,
+            batch,
+            statistics,
+            gamma,
+            epsilon=epsilon,
+            sum_gradients=sum_gradients,
+            differentiable=again,
+        )
+    call = {"epsilon": epsilon, "sum_gradients": sum_gradients, "wanted": wanted}
+    if _has_large_parts(batch):
+        function = functools.partial(_gradients, **call)
+        return _one_by_one(function, dy, batch, statistics, gamma)
+    layout = _Layout.of(batch.x, batch.axes)
+    values, mean, variance = _centers(batch.x, layout, statistics, epsilon)
+    shape, gamma, inverse_count = gamma.shape, _flat(gamma), _flat(inverse_count)
+    dy = layout.view(dy).to(values.dtype)
     inverse = (variance + epsilon).rsqrt()
-    if share is not None and _are_few(values):
-        dx, dgamma, dbeta = _gradients_of_few(dy, values, gamma, mean, inverse, share)
-    else:
+    if knows_all:
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
-            dy.to(values.dtype),
+            dy,
             values,
             gamma,
             mean,
             variance,
             mean,
             inverse,
-            share is not None,
+            not statistics.are_constants,
             epsilon,
             wanted,
         )
-    return layout.restore(dx).to(x.dtype) if wanted[0] else None, dgamma, dbeta
-
-
-def _forward_virtual(
-    x, weights, axes, shift, mean, variance, epsilon, gamma, beta, large
-):
-    """One pass over all virtual batches: with so many numbers no kernel helps."""
-    layout = _Layout.of(x, axes[1], virtual=True)
-    center = _sum(shift, mean)
-    if weights is not None or large:
-        x, dtype = _centered(x, weights, shift, mean, axes)[0], x.dtype
-        center = mean
     else:
-        dtype = x.dtype
-    scale = (variance + epsilon).rsqrt()
-    scale = scale if gamma is None else scale * gamma
-    offset = torch.zeros_like(scale) if beta is None else beta
-    offset = offset if center is None else offset - center * scale
-    values = _widened(layout.view(x))
-    y = torch.addcmul(layout.per_element(offset), values, layout.per_element(scale))
-    return layout.restore(y).to(dtype)
+        # Two kernels of synchronized batch normalization, between which the sums are
+        # summed over replicas, and zeroed in channels of other statistics.
+        *sums, dgamma, dbeta = torch.batch_norm_backward_reduce(
+            dy, values, mean, inverse, gamma, True, True, True
+        )
+        sums = in_keras_ops.through_statistics(
+            torch.stack(sums), inverse_count, sum_gradients
+        )
+        one = torch.ones(1, dtype=torch.int32, device=values.device)
+        dx = torch.batch_norm_backward_elemt(
+            dy, values, mean, inverse, gamma, *sums, one
+        )
+    return (
+        layout.restore(dx).to(batch.x.dtype) if wanted[0] else None,
+        dgamma.view(shape) if wanted[1] else None,
+        dbeta.view(shape) if wanted[2] else None,
+    )
 
 
-def _backward_virtual(
-    dy,
-    x,
-    axis,
-    shift,
-    mean,
-    variance,
-    epsilon,
-    gamma,
-    share,
-    sum_replicas,
-    large,
-    wanted,
-):
-    layout = _Layout.of(x, axis, virtual=True)
-    values, dy = _widened(layout.view(x)), _widened(layout.view(dy))
-    center = _sum(shift, mean)
-    if large:
-        values = values - layout.per_element(shift)
-        center = torch.zeros_like(shift) if mean is None else mean
-    inverse, dx = (variance + epsilon).rsqrt(), None
-    if x[0].numel() < _SMALL:
-        dbeta = layout.total(dy)
-        dx = (values - layout.per_element(center)).mul_(dy)
-        dgamma = layout.total(dx) * inverse
+def _is_on_gpu(x):
+    return x.is_cuda
+
+
+def _has_large_parts(batch):
+    """Whether each virtual batch is worth a call of the kernels of its own.
+
+    Otherwise virtual batches are more channels to them, which takes a copy: (64, 32,
+    32, 64) by 16 takes 3 times as long so, and (256, 64) by 8 a tenth.
+    """
+    x = batch.x
+    return batch.virtual_axis == 0 and x.is_cpu and x[0].numel() >= _SMALL
+
+
+def _one_by_one(function, *arguments):
+    """Calls a function for each virtual batch, and stacks what it returns."""
+    (count,) = {len(a.x) for a in arguments if isinstance(a, Batch)}
+    results = [function(*(_of_part(a, i) for a in arguments)) for i in range(count)]
+    if isinstance(results[0], torch.Tensor):
+        return torch.stack(results)
+    return [_stacked(values) for values in zip(*results, strict=True)]
+
+
+def _of_part(value, i):
+    """What belongs to a virtual batch."""
+    if isinstance(value, Batch):
+        axes = tuple(axis - 1 for axis in value.axes[1:])
+        return value._replace(x=value.x[i], axes=axes, virtual_axis=None)
+    if isinstance(value, tuple):
+        return type(value)(*(_of_part(v, i) for v in value))
+    return value[i] if isinstance(value, torch.Tensor) else value
+
+
+def _stacked(values):
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if not tensors:
+        # Counts are the same for all; of bools that are known, all have to be true.
+        return min(values) if values[0] is not None else None
+    zeros = torch.zeros_like(tensors[0])
+    return torch.stack([v if isinstance(v, torch.Tensor) else zeros for v in values])
+
+
+def _flat(vector):
+    """One number for each combination of several channel axes."""
+    several = isinstance(vector, torch.Tensor) and vector.dim() > 1
+    return vector.reshape(-1) if several else vector
+
+
+def _centers(x, layout, statistics, epsilon):
+    """What the kernels read: the inputs, less a large shift, and their statistics."""
+    shift, residual, variance, inverse_count = map(_flat, statistics)
+    values, is_vector = layout.view(x), isinstance(residual, torch.Tensor)
+    if not values.is_cpu:
+        needs_shift = False
+    elif isinstance(inverse_count, float) and inverse_count > 0.0:
+        # The moments have looked.
+        needs_shift = is_vector
     else:
-        statistics = map(layout.repeat, (center, variance, inverse))
-        sums = [
-            torch.ops.aten.native_batch_norm_backward(
-                d, v, None, m, s, m, i, True, epsilon, [False, True, True]
-            )[1:]
-            for d, v, m, s, i in zip(dy, values, *statistics, strict=True)
-        ]
-        dgamma, dbeta = (layout.fold(torch.stack(s)) for s in zip(*sums, strict=True))
-    if wanted[0]:
-        scale = inverse if gamma is None else gamma * inverse
-        if share is None:
-            dx = dy * layout.per_element(scale)
-        else:
-            sums = torch.stack([dbeta, dgamma])
-            first, second = _of_statistics(sums, share, sum_replicas)
-            slope = -scale * inverse * second
-            offset = -scale * first - slope * center
-            offset, slope, scale = map(layout.per_element, (offset, slope, scale))
-            # In place: fresh memory would cost more than the sum.
-            dx = torch.addcmul(offset, values, slope, out=dx).addcmul_(dy, scale)
-        dx = layout.restore(dx).to(x.dtype)
-    return dx, dgamma, dbeta
+        needs_shift = not _bounds(shift, variance + epsilon)[0] >= 0.0
+    if needs_shift:
+        values = _shifted(values, shift)
+        return values, residual if is_vector else torch.zeros_like(shift), variance
+    return values, shift + residual if is_vector else shift, variance
 
 
-def _of_statistics(sums, share, sum_replicas):
-    """`share` times sums of all replicas: what flows through mean and variance.
+def _bounds(mean, variance):
+    """The least and the largest number of `variance - (mean / limit)**2`.
 
-    Nothing does in a channel that is normalized by other numbers. There 0 times sums
-    that aren't finite would be NaN, for every element of the channel.
+    Where the least isn't negative no mean is beyond the limit of standard deviations;
+    where the largest is finite too, all are. A NaN makes both so.
     """
-    if sum_replicas is not None:
-        sums = sum_replicas(sums)
-    if isinstance(share, torch.Tensor):
-        sums = torch.where(share > 0, sums, 0.0)
-    return share * sums
-
-
-def _gradients(
-    dy, x, weights, axes, shift, mean, variance, epsilon, gamma, share, sum_replicas
-):
-    """The gradients by their formula, in operations that PyTorch differentiates.
-
-    `dx = gamma * inv * (dy - w * share * (sum(dy) + x_hat * sum(dy * x_hat)))`
-    (Ioffe and Szegedy 2015, section 3), with `share = 1 / n`.
-    """
-    others = other_axes(x, axes)
-
-    def total(values):
-        return values.sum(others) if others else values
-
-    def per_element(vector):
-        return _per_element(vector, x, axes)
-
-    def of_counted(values):
-        # Weight 0 isn't enough: 0 times infinity is NaN.
-        return values if weights is None else torch.where(weights > 0, values, 0.0)
-
-    centered, harmless = _centered(x, weights, shift, mean, axes)
-    mean = torch.zeros_like(shift) if mean is None else mean
-    weight = 1.0 if weights is None else weights.clamp(min=0).nan_to_num()
-    if share is not None and torch.is_grad_enabled():
-        # The statistics as functions of x: their values stay, and get gradients.
-        first = _of_statistics(total(weight * centered), share, sum_replicas)
-        mean = mean + (first - first.detach())
-        squares = of_counted(centered - per_element(mean)).square()
-        second = _of_statistics(total(weight * squares), share, sum_replicas)
-        variance = variance + (second - second.detach())
-    inverse = (variance + epsilon).rsqrt()
-    x_hat = (centered - per_element(mean)) * per_element(inverse)
-    if harmless is not None:
-        x_hat = torch.where(harmless, x_hat, 0.0)
-    dy = dy.to(x_hat.dtype)
-    dbeta, dgamma = total(dy), total(dy * x_hat)
-    dx, first = dy, dbeta
-    if harmless is not None:
-        dx = torch.where(harmless, dy, 0.0)
-        first = total(dx)
-    if share is not None:
-        sums = torch.stack([first, dgamma])
-        first, second = map(per_element, _of_statistics(sums, share, sum_replicas))
-        dx = dx - weight * (first + of_counted(x_hat) * second)
-    dx = dx * per_element(inverse if gamma is None else gamma * inverse)
-    return dx.to(x.dtype), dgamma, dbeta
-
-
-def _are_few(values):
-    """Whether the kernel's rows are too short for vector registers: 5 times slower."""
-    rows, few = values.shape[0], values.dim() == 2 and values.shape[1] < 16
-    return few and rows >= 4096 and values.device.type == "cpu"
-
-
-def _block(values):
-    """How many rows are seen as one, a power of two."""
-    rows, channels = values.shape
-    return math.gcd(rows, 1 << (_WIDTH // channels).bit_length() - 1)
-
-
-def _gradients_of_few(dy, values, gamma, mean, inverse, share):
-    """The same formula where channels are few: several rows are seen as one."""
-    rows, channels = values.shape
-    block = _block(values)
-
-    def wide(rows):
-        return rows.to(mean.dtype).reshape(-1, block * channels)
-
-    def total(values):
-        return values.sum(0).view(block, channels).sum(0)
-
-    dy, x_hat = wide(dy), wide(values) - mean.repeat(block)
-    x_hat *= inverse.repeat(block)
-    dgamma, dbeta = total(dy * x_hat), total(dy)
-    scale = inverse if gamma is None else gamma * inverse
-    dx = x_hat.mul_((-share * scale * dgamma).repeat(block))
-    dx.add_((-share * scale * dbeta).repeat(block)).addcmul_(dy, scale.repeat(block))
-    return dx.view(rows, channels), dgamma, dbeta
-
-
-def _per_element(vector, x, axes):
-    return vector.reshape([n if i in axes else 1 for i, n in enumerate(x.shape)])
-
-
-def _centered(x, weights, shift, mean, axes):
-    """`x - shift`, and what is harmless: elements that count or are finite.
-
-    What isn't harmless is taken for the mean.
-    """
-    centered = x.to(shift.dtype) - _per_element(shift, x, axes)
-    if weights is None:
-        return centered, None
-    harmless = (weights > 0) | x.isfinite()
-    mean = torch.zeros_like(shift) if mean is None else mean
-    return torch.where(harmless, centered, _per_element(mean, x, axes)), harmless
+    margin = torch.addcmul(variance, mean, mean, value=-(_CONDITION_LIMIT**-2))
+    lowest, highest = torch.aminmax(margin)
+    return lowest.item(), highest.item()
 
 
 def _shifted(values, shift):
     return values.to(shift.dtype) - (shift if values.dim() == 2 else shift[:, None])
 
 
-def _sum(shift, mean):
-    return shift if mean is None else shift + mean
-
-
-def _is_beyond(ratio, mean, variance):
-    """Whether any channel's mean is more than `ratio` standard deviations."""
-    rest = torch.addcmul(variance, mean, mean, value=-(ratio**-2))
-    return bool((rest < 0.0).any())
-
-
-def _look(values, n):
+def _two_pass_moments(values, n):
     """Mean and variance per channel, as exact as one number for the mean can be."""
-    if values.device.type == "cpu":
-        if values.dim() == 3 and values.dtype == torch.float32:
-            mean, variance = _moments_of_rows(values, n)
-            if not _is_beyond(_FAR, mean, variance):
-                return mean, variance
-        elif values.dim() == 2:
-            channels = values.shape[1]
-            block = n // _CHAIN
-            if channels < 64:
-                block = max(block, min(n // _WIDTH, _WIDTH // channels))
-            if block > 1:
-                return _moments_of_blocks(values, n, block)
-    return _kernel_moments(values, n)
-
-
-def _kernel_moments(values, n):
-    if values.dtype in (torch.float32, torch.float64):
+    if not values.is_cpu:
         return torch.batch_norm_update_stats(values, None, None, 0.0)
-    # In 16 bits only the running statistics are float32, and the variance unbiased.
-    mean, variance = torch.zeros(
-        (2, values.shape[1]), dtype=torch.float32, device=values.device
-    )
-    torch.batch_norm_update_stats(values, mean, variance, 1.0)
-    return mean, variance * ((n - 1) / n) if n > 1 else torch.zeros_like(mean)
+    # In 16 bits the kernel returns 16 bits.
+    values = values if values.dtype == torch.float64 else values.float()
+    if values.dim() == 3:
+        mean = values.sum(2).sum(0) / n
+        norms = torch.linalg.vector_norm(values - mean[:, None], dim=2)
+        return mean, norms.square_().sum(0) / n
+    channels = values.shape[1]
+    rows = n // _CHAIN
+    if channels < 64:
+        rows = max(rows, min(n // _WIDTH, _WIDTH // channels))
+    if rows > 1:
+        return _moments_of_blocks(values, n, rows)
+    return torch.batch_norm_update_stats(values, None, None, 0.0)
 
 
-def _moments_of_rows(values, n):
-    mean = values.sum(2).sum(0) / n
-    square = torch.linalg.vector_norm(values, dim=2).square().sum(0) / n
-    return mean, (square - mean.square()).clamp(min=0.0)
-
-
-def _moments_of_blocks(values, n, block):
-    """Moments of rows by those of every `block`-th row (Chan et al. 1983)."""
-    channels, count = values.shape[1], n // block
-    whole, tail = values[: count * block], values[count * block :]
+def _moments_of_blocks(values, n, rows):
+    """Moments where several rows are seen as one (Chan et al. 1983)."""
+    channels, count = values.shape[1], n // rows
+    whole, tail = values[: count * rows], values[count * rows :]
     means, variances = (
-        moment.view(block, channels)
-        for moment in _kernel_moments(whole.view(count, block * channels), count)
+        moment.view(rows, channels)
+        for moment in torch.batch_norm_update_stats(
+            whole.view(count, rows * channels), None, None, 0.0
+        )
     )
-    tail = tail.to(means.dtype)
     mean = (count * means.sum(0) + tail.sum(0)) / n
     within = count * (variances + (means - mean).square()).sum(0)
     return mean, (within + (tail - mean).square().sum(0)) / n
 
 
-def _kernel_normalize(values, mean, variance, epsilon, gamma, beta):
-    if values.dim() == 2 and values.device.type == "cpu" and values.dtype == mean.dtype:
-        # The kernel's own `x * a + b`, in half of its time.
-        scale = (variance + epsilon).rsqrt()
-        scale = scale if gamma is None else scale * gamma
-        offset = -mean * scale if beta is None else beta.addcmul(mean, scale, value=-1)
-        if _are_few(values):
-            block = _block(values)
-            wide = values.reshape(-1, block * values.shape[1])
-            wide = torch.addcmul(offset.repeat(block), wide, scale.repeat(block))
-            return wide.view(values.shape)
-        return torch.addcmul(offset, values, scale)
-    return torch.native_batch_norm(
-        values, gamma, beta, mean, variance, False, 0.0, epsilon
-    )[0]
-
-
 class _Layout(NamedTuple):
     """How to see a tensor as (rows, channels), or (examples, channels, inner).
 
-    Strides decide, not the axis: a convolution's outputs are often a permuted
-    view. What is contiguous in neither form is copied into rows: on other memory some
-    kernels take sums in 16 bits. Virtual batches come first, (virtual batches, rows,
-    channels); there several rows are seen as one where channels are few, and vectors
-    are repeated as often.
+    Several channel axes, also one of virtual batches, are seen as one. Strides decide,
+    not axes: a convolution's outputs are often a permuted view. What is contiguous in
+    no such order is copied into rows: on other memory some kernels take sums in 16
+    bits.
     """
 
-    axis: int
-    to: int
-    moved: tuple
+    order: tuple
+    permuted: tuple
     shape: tuple
-    channels: int
-    block: int
 
     @classmethod
-    def of(cls, x, axis, *, virtual=False):
-        for to in (axis, min(1 + virtual, x.dim() - 1), -1):
-            moved = x if to == axis or x.dim() < 2 else x.movedim(axis, to)
-            if moved.is_contiguous():
+    def of(cls, x, axes):
+        dims = range(x.dim())
+        if axes == (1,) and len(dims) == 2 and x.is_contiguous():
+            return cls(None, x.shape, x.shape)
+        others = [i for i in dims if i not in axes]
+        orders = [(*others[:1], *axes, *others[1:]), (*others, *axes)]
+        if axes[-1] - axes[0] == len(axes) - 1:
+            orders.insert(0, tuple(dims))
+        for order in orders:
+            permuted = x.permute(order)
+            if permuted.is_contiguous():
                 break
-        sizes = tuple(moved.shape)
-        position = to % x.dim()
-        channels, block = sizes[position], 1
-        rows = math.prod(sizes[virtual:position])
-        inner = math.prod(sizes[position + 1 :])
-        if virtual and inner == 1:
-            block = math.gcd(rows, 1 << max(0, (_WIDTH // channels).bit_length() - 1))
-        shape = (rows // block, block * channels)
-        shape = shape if inner == 1 else (*shape, inner)
-        shape = (sizes[0], *shape) if virtual else shape
-        return cls(axis, to, sizes, shape, channels, block)
+        sizes, first = permuted.shape, order.index(axes[0])
+        last = first + len(axes)
+        shape = math.prod(sizes[:first]), math.prod(sizes[first:last])
+        inner = math.prod(sizes[last:])
+        return cls(order, sizes, shape if inner == 1 else (*shape, inner))
 
     def view(self, x):
-        moved = x if self.to == self.axis else x.movedim(self.axis, self.to)
-        return moved.reshape(self.shape).contiguous()
+        x = x if self.order is None else x.permute(self.order)
+        # Each view would be a step of the backward pass, too.
+        x = x if x.shape == self.shape else x.reshape(self.shape)
+        return x.contiguous()
 
     def restore(self, values):
-        moved = values.view(self.moved)
-        return moved if self.to == self.axis else moved.movedim(self.to, self.axis)
-
-    def repeat(self, vectors):
-        return vectors if self.block == 1 else vectors.repeat(1, self.block)
-
-    def fold(self, vectors):
-        """Sums what `repeat` repeats."""
-        if self.block == 1:
-            return vectors
-        return vectors.view(len(vectors), self.block, self.channels).sum(1)
-
-    def per_element(self, vectors):
-        vectors = self.repeat(vectors).unsqueeze(1)
-        return vectors if len(self.shape) == 3 else vectors.unsqueeze(-1)
-
-    def total(self, values):
-        """Sums over each channel of each virtual batch."""
-        values = values if len(self.shape) == 3 else values.sum(3)
-        return self.fold(values.sum(1))
-
-
-def _widened(values):
-    return values if values.dtype == torch.float64 else values.float()
-
-
-def is_known_finite(vector):
-    # A sum is finite only where every number is. A GPU would have to be waited for.
-    return vector.device.type == "cpu" and math.isfinite(vector.sum())
+        if self.order is None:
+            return values
+        inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
+        return values.view(self.permuted).permute(inverse)
 
 
 def replicas(axis_name):

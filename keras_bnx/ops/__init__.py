@@ -1,6 +1,6 @@
-"""The three steps of batch normalization, without state.
+"""The pieces of a training step, without state.
 
-`moments` takes the statistics of a batch, `normalize` applies them, `moving`
-averages them over time; `renorm` corrects the second step, `weights` reads a
-mask. Tensors of one number per channel have shape `(channels,)` here.
+`weights` reads a mask, `virtual` splits a batch, `statistics` judges, chooses and
+merges what was taken of the parts, `replicas` says who takes part in the sums, `renorm`
+corrects gamma and beta. The sums and the elementwise pass are the backends'.
 """

@@ -8,7 +8,7 @@ from keras_bnx.ops.bounds import at_least, at_most
 
 
 def renorm_corrections(
-    batch, *, renorm_mean, renorm_stddev, epsilon, rmin=None, rmax=None, dmax=None
+    moments, *, renorm_mean, renorm_stddev, epsilon, rmin=None, rmax=None, dmax=None
 ):
     """Computes r and d, which turn batch statistics into moving ones.
 
@@ -18,7 +18,7 @@ def renorm_corrections(
     the gradient (Ioffe 2017, Algorithm 1).
 
     Args:
-        batch: `Moments` of the batch.
+        moments: `Moments` of the batch.
         renorm_mean, renorm_stddev: moving statistics, one number per channel.
         epsilon: float, `stddev = sqrt(variance + epsilon)`.
         rmin, rmax, dmax: numbers, scalar tensors or `None`; r is clipped to
@@ -28,11 +28,11 @@ def renorm_corrections(
     Returns:
         r, d: tensors of one number per channel.
     """
-    stddev = ops.sqrt(batch.variance + epsilon)
+    stddev = ops.sqrt(moments.variance + epsilon)
     # A stored deviation can be 0; one computed here never is below this.
     renorm_stddev = at_least(renorm_stddev, math.sqrt(epsilon))
     r = stddev / renorm_stddev
-    d = ((batch.shift - renorm_mean) + batch.mean) / renorm_stddev
+    d = ((moments.shift - renorm_mean) + moments.residual) / renorm_stddev
     if rmin is not None:
         r = at_least(r, rmin)
     if rmax is not None:

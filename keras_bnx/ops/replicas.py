@@ -1,11 +1,78 @@
-"""Statistics of several replicas: one sum of vectors per layer and step."""
+"""Who takes part in the sums: one replica, a group of them, or all.
+
+`reduction` chooses once; what it returns is asked at two places of a training step,
+for the moments to normalize by and for those that the moving statistics follow.
+"""
 
 from keras import ops
 
-from keras_bnx.backends import Moments
+from keras_bnx.backends.contract import Moments
+from keras_bnx.ops.statistics import merge, vectors_of
 
 
-def gather(batch, replicas):
+def reduction(replicas, synchronized, *, virtual=False):
+    """Returns how the moments of this replica meet those of the others.
+
+    Args:
+        replicas: `Replicas`, or `None` where there is one.
+        synchronized: the layer's argument: a bool, or the size of a group.
+        virtual: whether the moments are of virtual batches. Those are a replica's
+            own; what meets is what the moving statistics follow.
+    """
+    if replicas is None:
+        return Alone()
+    if synchronized and not virtual:
+        return Synchronized(replicas, synchronized)
+    return MovingOnly(replicas) if synchronized or replicas.merges_moving else Alone()
+
+
+class Alone:
+    """One replica, or several that know nothing of each other."""
+
+    sum_gradients = None
+
+    def statistics(self, moments):
+        """The moments to normalize by."""
+        return moments
+
+    def everyone(self, moments):
+        """The moments to average over time, of those to normalize by."""
+        return moments
+
+
+class MovingOnly(Alone):
+    """Each replica normalizes by its own moments; the moving statistics are one."""
+
+    def __init__(self, replicas):
+        self.replicas = replicas
+
+    def everyone(self, moments):
+        return merge([gather(moments, self.replicas)], 0)
+
+
+class Synchronized:
+    """All replicas, or those of a group, are one batch. It takes one sum forward."""
+
+    def __init__(self, replicas, size):
+        self.replicas, self.size = replicas, size
+
+    def statistics(self, moments):
+        self._rows = gather(moments, self.replicas)
+        rows = [_of_group(value, self.replicas, self.size) for value in self._rows[:5]]
+        return merge([Moments(*rows)], 0, leave_out=False)
+
+    def everyone(self, moments):
+        return moments if self.size is True else merge([self._rows], 0)
+
+    def sum_gradients(self, value):
+        """Sums a tensor over the replicas whose elements are one batch."""
+        if self.size is True:
+            return self.replicas.all_reduce_sum(value)
+        rows = _rows(value, self.replicas)
+        return ops.sum(_of_group(rows, self.replicas, self.size), 0)
+
+
+def gather(moments, replicas):
     """Collects the moments of all replicas, by one sum.
 
     Each replica adds its five vectors in a row of its own, so that nothing is
@@ -13,33 +80,14 @@ def gather(batch, replicas):
     replica's outputs depend on the others' inputs.
 
     Args:
-        batch: `Moments` of this replica.
+        moments: `Moments` of this replica.
         replicas: `Replicas`.
 
     Returns:
         `Moments` with an axis of replicas in front.
     """
-    zeros = ops.zeros_like(batch.variance)
-    rows = _rows(ops.stack([value + zeros for value in batch]), replicas)
-    return Moments(*(rows[:, i] for i in range(len(batch))))
-
-
-def group(gathered, replicas, size):
-    """Takes the moments of this replica's group.
-
-    Args:
-        gathered: `Moments`, as `gather` returns them.
-        replicas: `Replicas`.
-        size: how many consecutive replicas are a group; `True` for all of them.
-    """
-    return Moments(*(_own(value, replicas, size) for value in gathered))
-
-
-def sum_group(value, *, replicas, size):
-    """Sums a tensor over this replica's group."""
-    if size is True:
-        return replicas.all_reduce_sum(value)
-    return ops.sum(_own(_rows(value, replicas), replicas, size), 0)
+    rows = _rows(ops.stack(vectors_of(moments)), replicas)
+    return Moments(*(rows[:, i] for i in range(5)))
 
 
 def _rows(mine, replicas):
@@ -50,7 +98,8 @@ def _rows(mine, replicas):
     return replicas.all_reduce_sum(rows)
 
 
-def _own(rows, replicas, size):
+def _of_group(rows, replicas, size):
+    """The rows of this replica's group, `size` consecutive replicas."""
     if size is True:
         return rows
     if replicas.count % size:

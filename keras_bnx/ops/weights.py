@@ -58,29 +58,32 @@ def mask_to_weights(mask, inputs, dtype, *, axes):
     return ops.stop_gradient(ops.reshape(ops.cast(mask, dtype), shape))
 
 
-def vary_by_channel(weights, axes):
-    """Whether weights may count an element in one channel and not in another."""
-    return weights is not None and any(weights.shape[i] != 1 for i in axes)
+def vary_by_channel(batch):
+    """Whether the weights may count an element in one channel and not in another."""
+    weights = batch.weights
+    return weights is not None and any(weights.shape[i] != 1 for i in batch.axes)
 
 
-def are_counted(weights, axes):
-    """Whether anything counts in each channel, a tensor of the channel axes' shape."""
-    others = tuple(i for i in range(len(weights.shape)) if i not in axes)
-    return ops.any(weights > 0, axis=others) if others else weights > 0
+def are_counted(batch):
+    """Whether anything counts in each channel, a bool vector."""
+    others, counted = batch.other_axes, batch.weights > 0
+    return ops.any(counted, axis=others) if others else counted
 
 
-def leave_out_absent(gamma, counted, channels):
+def leave_out_absent(gamma, counted, batch):
     """Sets gamma to 0 in channels that a mask leaves out as a whole: they give `beta`.
 
     Keras's own masks do so to a layer whose channels aren't last, where they cover
     the channels of padding. In a batch that is padding alone none is left out.
 
     Args:
-        gamma: tensor of one number per channel.
-        counted: bool tensor of that shape: whether anything counts in a channel.
-        channels: the axes of `counted` that are of channels, not of virtual batches.
+        gamma: vector.
+        counted: bool vector: whether anything counts in a channel.
+        batch: `Batch`, whose mask it is.
     """
-    any_counts = ops.any(counted, axis=tuple(channels), keepdims=True)
+    # Each virtual batch may be one of padding alone.
+    axes = [i for i, a in enumerate(batch.axes) if a != batch.virtual_axis]
+    any_counts = ops.any(counted, axis=tuple(axes), keepdims=True)
     absent = ops.logical_and(ops.logical_not(counted), any_counts)
     return ops.where(absent, ops.zeros_like(gamma), gamma)
 

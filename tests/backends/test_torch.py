@@ -13,6 +13,7 @@ from frameworks import statistics
 
 from keras_bnx import BatchNormalization, force_implementation
 from keras_bnx.backends import torch as backend
+from keras_bnx.backends.contract import Batch, Statistics
 
 X = torch.tensor(np.random.default_rng(0).normal(2.0, 1.0, (8, 3)).astype("float32"))
 G, B = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
@@ -162,6 +163,12 @@ def test_the_names_of_pytorch_that_are_private_exist():
     assert torch.nn.parallel.DistributedDataParallel._get_active_ddp_module() is None
     assert torch._C._current_graph_task_id() == -1
     assert torch._C._are_functorch_transforms_active() is False
+    # Not private, and not documented either.
+    for name in ("batch_norm_update_stats", "native_batch_norm"):
+        assert callable(getattr(torch, name))
+    for name in ("batch_norm_backward_reduce", "batch_norm_backward_elemt"):
+        assert callable(getattr(torch, name))
+    assert callable(torch.ops.aten.native_batch_norm_backward)
 
 
 def test_recomputing_is_only_inside_backward():
@@ -457,6 +464,63 @@ def test_float64_stays_float64_where_a_channel_isnt_usable(shape):
     assert y.dtype == torch.float64
     expected = torch.full_like(y[1:, 1], -999.0 / math.sqrt(1.001))
     torch.testing.assert_close(y[1:, 1], expected, rtol=1e-14, atol=0)
+
+
+def test_an_infinite_variance_about_a_small_mean():
+    """The mean of the channel is 0, and doesn't say that its squares overflow."""
+    x = torch.tensor([[1.0, 1e25], [2.0, -1e25], [4.0, 0.0]])
+    layer = BatchNormalization(momentum=0.0)
+    layer.build(x.shape)
+    y = layer(x, training=True)
+
+    found = statistics(layer)
+    np.testing.assert_allclose(found["moving_mean"], [7 / 3, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found["moving_variance"], [14 / 9, 1.0], rtol=1e-6)
+    torch.testing.assert_close(y[:, 1], x[:, 1] / math.sqrt(1.001))
+
+
+def reduce_kernel(dy, x, mean, inverse, gamma, *wanted):
+    """What `torch.batch_norm_backward_reduce` computes, which is a GPU's alone."""
+    assert wanted == (True, True, True)
+    axes = [0, *range(2, x.dim())]
+    spatial = (slice(None), *[None] * (x.dim() - 2))
+    sum_dy = dy.sum(axes)
+    sum_dy_xmu = (dy * (x - mean[spatial])).sum(axes)
+    return sum_dy, sum_dy_xmu, sum_dy_xmu * inverse, sum_dy
+
+
+def elementwise_kernel(dy, x, mean, inverse, gamma, sum_dy, sum_dy_xmu, counts):
+    """What `torch.batch_norm_backward_elemt` computes."""
+    assert counts.dtype == torch.int32
+    spatial = (slice(None), *[None] * (x.dim() - 2))
+    n, of_elements = counts.sum(), (x - mean[spatial]) * inverse.square()[spatial]
+    dx = dy - (sum_dy / n)[spatial] - of_elements * (sum_dy_xmu / n)[spatial]
+    return dx * (inverse * gamma)[spatial]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((50, 3), -1), ((8, 3, 5), 1)])
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_gpus_two_kernels_are_the_formula(shape, axis, replicas, monkeypatch):
+    """There nobody waits to know whether all is finite. The kernels are emulated."""
+    rng = np.random.default_rng(0)
+    x, dy = (torch.tensor(rng.normal(2.0, 1.0, shape)).float() for _ in range(2))
+    gamma, shift, variance = (torch.tensor(rng.uniform(1, 2, 3)).float() for _ in "123")
+    inverse_count = torch.tensor([1.0, 0.0, 1.0]) / (replicas * x.numel() / 3)
+    given = Statistics(shift, 0.0, variance, inverse_count)
+    batch = Batch(x, None, (axis % x.dim(),), "float32")
+    call = {
+        "epsilon": 1e-3,
+        "sum_gradients": None if replicas == 1 else lambda sums: replicas * sums,
+    }
+    expected = backend.in_keras_ops.gradients(dy, batch, given, gamma, **call)
+    monkeypatch.setattr(backend, "_is_on_gpu", lambda x: True)
+    monkeypatch.setattr(torch, "batch_norm_backward_reduce", reduce_kernel)
+    monkeypatch.setattr(torch, "batch_norm_backward_elemt", elementwise_kernel)
+    with torch.no_grad():
+        found = backend._gradients(dy, batch, given, gamma, **call)
+
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
 
 
 RANK = """

@@ -2,7 +2,7 @@ import pytest
 from frameworks import to_numpy
 from keras import ops
 
-from keras_bnx.backends import Moments
+from keras_bnx.backends.contract import Moments
 from keras_bnx.ops.renorm import renorm_corrections
 
 BATCH = Moments(*(ops.array([v]) for v in (4.0, 4.0, 5.0, 1.0, 3.0)))

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations
 
 # These two themselves. What a subclass of either computes is its author's.
 _CONVERTED = (keras.layers.BatchNormalization, BatchNormalization)

@@ -2,7 +2,7 @@ import keras
 import pytest
 
 from keras_bnx import BatchNormalization
-from keras_bnx.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations
 
 KERAS = keras.layers.BatchNormalization
 

@@ -6,7 +6,7 @@ import pytest
 from frameworks import statistics, to_numpy
 
 from keras_bnx import BatchNormalization, convert, freeze
-from keras_bnx.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations
 
 KERAS = keras.layers.BatchNormalization
 X = np.random.default_rng(0).normal(3.0, 2.0, (16, 4, 3)).astype("float32")

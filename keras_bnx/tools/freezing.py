@@ -3,7 +3,7 @@
 import warnings
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations
 
 
 def freeze(model, statistics=True, affine=True):

@@ -1,0 +1,1 @@
+"""Tools over whole models. They see layers only; the layer knows none of them."""
