@@ -388,7 +388,8 @@ def _is_tiny(x):
 
 def _fuses(x, channels):
     """Whether the fused op serves: its kernel for channels first is slow on a CPU."""
-    return channels == (1,) and not _on_gpu() and not _is_tiny(x)
+    is_rows = channels == (1,) and len(x.shape) == 2
+    return is_rows and not _on_gpu() and not _is_tiny(x)
 
 
 @functools.cache
