@@ -1963,6 +1963,13 @@ JAX = [
         accuracy("images-renorm-native"),
     ),
     Mutant(
+        "jax_takes_a_masked_mean_for_one_number",
+        "backends/jax.py",
+        "    residual = jnp.sum(fractions * centered, others)\n",
+        "    residual = jnp.zeros_like(mean)\n",
+        only(f"{COMBINATIONS}[a masked mean that XLA rounds in two ways]"),
+    ),
+    Mutant(
         "jax_multiplies_a_large_element_before_its_weight",
         "backends/jax.py",
         "first, second = weights * dx, (weights * centered) * dx",

@@ -78,10 +78,10 @@ generic = Implementation(
 def moments(batch):
     batch = batch._replace(x=jax.lax.stop_gradient(batch.x))
     if batch.weights is not None:
+        # Of these, what isn't taken isn't computed.
         found = generic.moments(batch)
-        # Its shift is any element.
-        shift, residual = _rounded(found.shift, found.residual)
-        return found._replace(shift=shift, residual=residual)
+        weighted = _weighted_moments(batch.x, batch.weights, found.count, batch.axes)
+        return Moments(found.count, found.size, *weighted)
     n = math.prod(batch.x.shape[i] for i in batch.other_axes)
     return Moments(n, n, *_moments(batch.x, batch.axes))
 
@@ -128,6 +128,19 @@ def _moments(x, axes):
         return always()
     # One more pass on a CPU. Elsewhere XLA takes both sums in the same pass.
     return jax.lax.platform_dependent(cpu=where_needed, default=always)
+
+
+@functools.partial(jax.jit, static_argnums=3, inline=True)
+def _weighted_moments(x, weights, n, axes):
+    others, per_element = other_axes(x, axes), _per_element(x, axes)
+    counted = weights > 0
+    fractions = jnp.where(counted, weights / per_element(jnp.where(n > 0, n, 1.0)), 0.0)
+    x = _widened(x)
+    mean = jnp.sum(fractions * jnp.where(counted, x, 0.0), others)
+    centered = jnp.where(counted, x - per_element(mean), 0.0)
+    residual = jnp.sum(fractions * centered, others)
+    variance = jnp.sum(fractions * jnp.square(centered), others)
+    return *_rounded(mean, residual), jnp.maximum(variance - jnp.square(residual), 0.0)
 
 
 def _rounded(shift, residual):
