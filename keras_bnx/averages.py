@@ -101,7 +101,7 @@ class MovingStatistics:
 
     def for_inference(self, batch):
         """Returns mean and variance to normalize a batch by, vectors."""
-        return tuple(virtual.lift(vector, batch) for vector in self._for_inference())
+        return tuple(virtual.expand(vector, batch) for vector in self._for_inference())
 
     def _for_inference(self):
         layer, history = self.layer, self.layer.history
@@ -127,7 +127,7 @@ class MovingStatistics:
         mean, stddev = layer.renorm_mean, layer.renorm_stddev
         if layer.debias_moving_statistics and layer.renorm_momentum != 1.0:
             mean, stddev = history.debiased_renorm_mean, history.debiased_renorm_stddev
-            has_history = virtual.lift(self.read(history.scale_updates) > 0, batch)
+            has_history = virtual.expand(self.read(history.scale_updates) > 0, batch)
             usable = both(usable, has_history)
         limits = {
             k: limit(history.steps.value) if callable(limit) else limit
@@ -135,8 +135,8 @@ class MovingStatistics:
         }
         r, d = renorm_corrections(
             moments,
-            renorm_mean=virtual.lift(self.read(mean), batch),
-            renorm_stddev=virtual.lift(self.read(stddev), batch),
+            renorm_mean=virtual.expand(self.read(mean), batch),
+            renorm_stddev=virtual.expand(self.read(stddev), batch),
             epsilon=layer.epsilon,
             **limits,
         )

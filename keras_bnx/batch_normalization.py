@@ -418,28 +418,28 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def _gamma_and_beta(self, averages):
         """Vectors; ones and zeros where the layer has none."""
-        gamma, beta = (
-            None if weight is None else averages.read(weight)
-            for weight in (self.gamma, self.beta)
+        if self.gamma is not None and self.beta is not None:
+            return averages.read(self.gamma), averages.read(self.beta)
+        like = averages.read(self.moving_mean)
+        gamma, beta = ops.ones_like(like), ops.zeros_like(like)
+        return (
+            gamma if self.gamma is None else averages.read(self.gamma),
+            beta if self.beta is None else averages.read(self.beta),
         )
-        if gamma is None or beta is None:
-            like = averages.read(self.moving_mean)
-            gamma = ops.ones_like(like) if gamma is None else gamma
-            beta = ops.zeros_like(like) if beta is None else beta
-        return gamma, beta
 
     def _affine(self, batch, averages, moments, usable):
         """What scales and shifts a training batch: gamma and beta, corrected."""
-        gamma, beta = (virtual.lift(v, batch) for v in self._gamma_and_beta(averages))
+        gamma, beta = self._gamma_and_beta(averages)
+        if batch.virtual_axis is not None:
+            # Virtual batches share gamma and beta.
+            zeros = ops.zeros_like(moments.variance)
+            gamma = virtual.expand(gamma, batch) + zeros
+            beta = virtual.expand(beta, batch) + zeros
         if self.renorm:
             r, d = averages.renorm_corrections(batch, moments, usable)
             gamma, beta = gamma * r, beta + gamma * d
         if vary_by_channel(batch):
             gamma = leave_out_absent(gamma, moments.size > 0, batch)
-        if batch.virtual_axis is not None:
-            # Virtual batches share gamma and beta.
-            zeros = ops.zeros_like(moments.variance)
-            gamma, beta = gamma + zeros, beta + zeros
         return Affine(gamma, beta)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Which arithmetic runs: asking, and deciding it for tests and bug reports."""
+"""Which implementation runs: asking, and deciding it for tests and bug reports."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ class Explanation(NamedTuple):
 
 
 def force_implementation(implementation):
-    """Decides which arithmetic layers use, inside of a `with` statement.
+    """Decides which implementation layers use, inside of a `with` statement.
 
     `"native"` is a framework's own kernels with a gradient that keeps the inputs
     only, `"generic"` the same formulas in `keras.ops`. By default, `"auto"`, native
@@ -56,7 +56,7 @@ def force_implementation(implementation):
 
 
 def explain_implementation(layer, inputs):
-    """Says which arithmetic would run for a layer and its inputs, and why.
+    """Says which implementation would run for a layer and its inputs, and why.
 
     Nothing is computed. With `virtual_batch_size` the answer is that of training.
     Inside of a function that is being compiled the answer

@@ -54,7 +54,7 @@ def test_errors_do_not_grow_with_the_mean(kind, path, implementation):
         shape = (shape[0], 2, shape[1]) if len(shape) == 2 else shape
         axis = tuple(sorted({axis % len(shape), len(shape) - 2}))
     if implementation == "native" and path == "two_axes":
-        implementation = "auto"  # Kernels have one channel axis.
+        implementation = "auto"  # TensorFlow's sums have one channel axis.
     channels = [shape[a] for a in np.atleast_1d(axis)]
     options = {"axis": axis, "momentum": 0.0, "epsilon": 1e-5}
     if path == "virtual":

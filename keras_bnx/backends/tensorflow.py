@@ -1,17 +1,18 @@
 """TensorFlow: its fused op and XLA, with sums and a gradient of our own.
 
-- The kernels of `FusedBatchNormV3` and its gradient do the elementwise passes on a
-  CPU (inference mode for the outputs; the gradient takes any mean and variance).
-  Under XLA the op's outputs are `x * a + b` and its statistics E[x**2] - E[x]**2, so
-  in a graph only its gradient is used.
-- In a graph whose shapes are static, each of the three steps is compiled by XLA on
-  its own, whatever compiles the rest: 1.3 to 1.7 times as fast as the fused op where
-  oneDNN doesn't replace it. Elsewhere each new shape would be a compilation.
+- Channels last, the gradient of `FusedBatchNormV3` does the backward pass on a CPU: it
+  takes any mean and variance, where one number says the mean. The op itself serves
+  nothing: under XLA its outputs are `x * a + b` and its statistics
+  E[x**2] - E[x]**2, and in a graph nobody knows whether XLA will compile it.
+- Channels first, in a graph whose shapes are static, each of the three steps is
+  compiled by XLA on its own, whatever compiles the rest. Elsewhere each new shape
+  would be a compilation.
+- Where tensors are tiny, branches are left out: they would cost more than a pass.
 - Sums avoid `tf.nn.moments`, which stops the gradient of the mean and so gets
   second-order gradients wrong (16 % in a Hessian-vector product).
 
 The gradient keeps the inputs and vectors. Its own gradient is TensorFlow's, of the
-formula in `_gradients`.
+formula in `generic.gradients`.
 """
 
 import functools
@@ -179,7 +180,7 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
 
 
 native = Implementation(
-    "native", "FusedBatchNormV3 on the CPU, or XLA", moments, normalize
+    "native", "FusedBatchNormV3's gradient on the CPU, or XLA", moments, normalize
 )
 
 
@@ -203,8 +204,8 @@ def _two_pass_moments(values, channels, in_blocks):
     """Mean and variance per channel."""
     values, n = _widened(values), _count(values, channels)
     # Divided first: a quotient after the sum would be computed again wherever it is
-    # used, and there XLA may leave out its rounding, so that `x - mean` and the rest
-    # of the mean meet different means (3e-3 deviations at mean/std = 1e5).
+    # used, and there XLA may leave out its rounding, so that `x - mean` and the
+    # residual meet different means (3e-3 deviations at mean/std = 1e5).
     mean = _sum(values, channels, in_blocks, factor=1.0 / n)
     centered = values - _along(mean, values, channels)
     return mean, _sum(tf.square(centered), channels, in_blocks) / n

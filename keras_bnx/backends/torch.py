@@ -371,40 +371,38 @@ class _Layout(NamedTuple):
     bits.
     """
 
-    order: tuple
-    permuted: tuple
+    order: tuple  # of the axes, or None where they stay
+    sizes: tuple  # in that order
     shape: tuple
 
     @classmethod
     def of(cls, x, axes):
-        dims = range(x.dim())
-        if axes == (1,) and len(dims) == 2 and x.is_contiguous():
-            return cls(None, x.shape, x.shape)
-        others = [i for i in dims if i not in axes]
-        orders = [(*others[:1], *axes, *others[1:]), (*others, *axes)]
-        if axes[-1] - axes[0] == len(axes) - 1:
-            orders.insert(0, tuple(dims))
-        for order in orders:
-            permuted = x.permute(order)
-            if permuted.is_contiguous():
-                break
-        sizes, first = permuted.shape, order.index(axes[0])
-        last = first + len(axes)
+        order, permuted, first = None, x, axes[0]
+        are_adjacent = axes[-1] - first == len(axes) - 1
+        if not (are_adjacent and x.is_contiguous()):
+            others = [i for i in range(x.dim()) if i not in axes]
+            for order in ((*others[:1], *axes, *others[1:]), (*others, *axes)):
+                permuted, first = x.permute(order), order.index(axes[0])
+                if permuted.is_contiguous():
+                    break
+        sizes, last = permuted.shape, first + len(axes)
         shape = math.prod(sizes[:first]), math.prod(sizes[first:last])
         inner = math.prod(sizes[last:])
         return cls(order, sizes, shape if inner == 1 else (*shape, inner))
 
+    # Each view that isn't needed would be a step of the backward pass, too.
+
     def view(self, x):
         x = x if self.order is None else x.permute(self.order)
-        # Each view would be a step of the backward pass, too.
         x = x if x.shape == self.shape else x.reshape(self.shape)
         return x.contiguous()
 
     def restore(self, values):
+        x = values if values.shape == self.sizes else values.view(self.sizes)
         if self.order is None:
-            return values
+            return x
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return values.view(self.permuted).permute(inverse)
+        return x.permute(inverse)
 
 
 def replicas(axis_name):

@@ -49,7 +49,7 @@ def split(batch, size):
     ]
 
 
-def lift(vector, batch):
+def expand(vector, batch):
     """Gives a vector of the channels the axis of virtual batches, of size 1."""
     if batch.virtual_axis is None:
         return vector
