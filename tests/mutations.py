@@ -1774,8 +1774,8 @@ TORCH = [
     Mutant(
         "torch_repeats_long_sums",
         "backends/torch.py",
-        "min(_SMALL, _CHAIN * statistics.variance.numel())",
-        "_SMALL",
+        "min(_REPEATED, _CHAIN * statistics.variance.numel())",
+        "_REPEATED",
         accuracy("many_rows-plain-native"),
     ),
     Mutant(
