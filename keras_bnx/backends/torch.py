@@ -44,8 +44,9 @@ from keras_bnx.backends.generic import generic  # noqa: F401 (the contract)
 
 # From mean/std = 10 on, `x * a + b` and a rounded mean may cost more than 1e-6.
 _CONDITION_LIMIT = 10.0
-# Up to so many elements, sums that are taken twice cost less than a gradient in Python:
-# a training step on (256, 64) took 0.64 ms in place of 0.80, on (1024, 512) 1.9 and 2.1.
+# Up to so many elements, sums that are taken twice cost less than a gradient in
+# Python: a training step on (256, 64) took 0.64 ms in place of 0.80, on (1024, 512)
+# 1.9 in place of 2.1.
 _REPEATED = 2**20
 # Elements of a virtual batch from which on the kernels are called for each.
 _SMALL = 2**17
