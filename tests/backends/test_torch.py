@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -93,6 +94,35 @@ def test_compile_makes_one_graph_for_all_batch_sizes(training):
     for y in expected:
         torch.testing.assert_close(run(X[: len(y)].clone()), y, rtol=1e-5, atol=1e-5)
     assert len(graphs) == 1
+
+
+def test_a_network_is_one_graph():
+    """With Keras's layer it breaks at each normalization."""
+    graphs = []
+    torch._dynamo.reset()
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            keras.layers.Conv2D(4, 3),
+            BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(4, 3),
+            BatchNormalization(renorm=True),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    x = torch.randn(4, 8, 8, 3)
+    # Keras creates a global at its first call, which the next one's guards miss.
+    model(x, training=True)
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    run = torch.compile(lambda x: model(x, training=True), backend=counting)
+    run(x).sum().backward()
+    assert len(graphs) == 1
+    assert all(v.value.grad is not None for v in model.trainable_variables)
 
 
 def test_the_code_generator_compiles_a_training_step():
