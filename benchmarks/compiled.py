@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=torch python -m benchmarks.compiled [--quick]
 
-A graph that breaks goes back to Python, where the normalization runs, and starts
+A graph that breaks goes back to Python, which runs what can't be compiled, and starts
 again: each piece is compiled and called on its own. Both networks have the same
 weights; a step is the outputs in training mode, their sum, and the gradients of the
 weights, by the code generator's default settings. Prints a table in Markdown.

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from frameworks import to_numpy
+from frameworks import gradients, to_numpy
 from keras import ops
 
 from keras_bnx import reference
 from keras_bnx.backends import generic
-from keras_bnx.backends.contract import Batch
+from keras_bnx.backends.contract import Batch, Statistics
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (3, 6), (2, 3, 4), (2, 4, 5, 3), (3,)])
@@ -36,3 +36,45 @@ def test_nothing_is_recomputed_or_traced_or_reduced_here():
     assert generic.is_recomputing() is False
     assert generic.is_traced(True) is False
     assert generic.replicas(None) is None
+
+
+def formula(x, dy, weights, gamma, **arguments):
+    """The gradients by the formula, of moments that are cut off as kernels' are."""
+    batch = Batch(x, weights, (1,), "float32")
+    moments = generic.moments(batch)
+    vectors = map(ops.stop_gradient, moments[2:5])
+    statistics = Statistics(*vectors, 1.0 / moments.count)
+    return generic.gradients(dy, batch, statistics, gamma, epsilon=0.1, **arguments)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_formula_is_the_oracles_to_the_second_order(weighted):
+    rng = np.random.default_rng(0)
+    x, dy, vector = rng.normal(2.0, 1.0, (3, 8, 3))
+    gamma = np.array([0.5, 1.0, 2.0])
+    w = np.array([1, 0.5, 0, 2, 1, 1, 0, 1.0])[:, None] if weighted else None
+
+    def oracle(x):
+        state = reference.State(np.zeros(3), np.ones(3))
+        arguments = reference.Arguments(epsilon=0.1, gamma=gamma)
+        step = reference.batch_normalization(x, state, arguments, weights=w)
+        return reference.gradients(step, dy, x)
+
+    given = [None if v is None else ops.array(v, "float32") for v in (dy, w, gamma)]
+    expected = oracle(x)
+    for actual, wanted in zip(
+        formula(ops.array(x, "float32"), *given), expected, strict=True
+    ):
+        np.testing.assert_allclose(to_numpy(actual), wanted, rtol=0, atol=1e-5)
+
+    # The gradient's own: its derivative along a vector, by differences of the oracle.
+    h = 1e-5
+    along = [oracle(x + sign * h * vector)[0] for sign in (1, -1)]
+    (found,) = gradients(
+        lambda x: ops.sum(
+            ops.array(vector, "float32") * formula(x, *given, differentiable=True)[0]
+        ),
+        x.astype("float32"),
+    )
+    wanted = (along[0] - along[1]) / (2 * h)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4)
