@@ -1706,6 +1706,13 @@ TORCH = [
         ),
     ),
     Mutant(
+        "torch_adds_in_long_chains",
+        "backends/torch.py",
+        "_CHAIN, _WIDTH = 512, 512",
+        "_CHAIN, _WIDTH = 8192, 512",
+        only(f"{BACKEND}/test_torch.py::test_sums_of_wide_rows_keep_their_digits"),
+    ),
+    Mutant(
         "torch_forgets_the_tail_of_blocks",
         "backends/torch.py",
         "return mean, (within + (tail - mean).square().sum(0)) / n",

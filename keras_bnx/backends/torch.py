@@ -51,7 +51,7 @@ _REPEATED = 2**20
 # Elements of a virtual batch from which on the kernels are called for each.
 _SMALL = 2**17
 # Additions of a chain in one channel, and values that fill a row of the kernel.
-_CHAIN, _WIDTH = 4096, 512
+_CHAIN, _WIDTH = 512, 512
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -342,7 +342,7 @@ def _two_pass_moments(values, n):
         norms = torch.linalg.vector_norm(values - mean[:, None], dim=2)
         return mean, norms.square_().sum(0) / n
     channels = values.shape[1]
-    rows = n // _CHAIN
+    rows = math.ceil(n / _CHAIN)
     if channels < 64:
         rows = max(rows, min(n // _WIDTH, _WIDTH // channels))
     if rows > 1:
