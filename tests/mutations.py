@@ -2186,9 +2186,9 @@ TENSORFLOW = [
     Mutant(
         "tensorflow_normalizes_by_x_a_b",
         "backends/tensorflow.py",
-        "    centered = _widened(values) - _along(shift, values, channels)\n"
+        "    centered = _widened(values) - shift\n"
         "    return tf.cast(centered * scale + offset, values.dtype)\n",
-        "    offset = offset - _along(shift, values, channels) * scale\n"
+        "    offset = offset - shift * scale\n"
         "    return tf.cast(_widened(values) * scale + offset, values.dtype)\n",
         accuracy("rows-unknown_sizes-native"),
     ),

@@ -78,10 +78,7 @@ generic = Implementation(
 def moments(batch):
     batch = batch._replace(x=jax.lax.stop_gradient(batch.x))
     if batch.weights is not None:
-        # Of these, what isn't taken isn't computed.
-        found = generic.moments(batch)
-        weighted = _weighted_moments(batch.x, batch.weights, found.count, batch.axes)
-        return Moments(found.count, found.size, *weighted)
+        return Moments(*_weighted_moments(batch.x, batch.weights, batch.axes))
     n = math.prod(batch.x.shape[i] for i in batch.other_axes)
     return Moments(n, n, *_moments(batch.x, batch.axes))
 
@@ -130,9 +127,11 @@ def _moments(x, axes):
     return jax.lax.platform_dependent(cpu=where_needed, default=always)
 
 
-@functools.partial(jax.jit, static_argnums=3, inline=True)
-def _weighted_moments(x, weights, n, axes):
+@functools.partial(jax.jit, static_argnums=2, inline=True)
+def _weighted_moments(x, weights, axes):
     others, per_element = other_axes(x, axes), _per_element(x, axes)
+    # Only counts are taken of these; compiled, the rest isn't computed.
+    n, size, *_ = generic.moments(Batch(x, weights, axes, None))
     counted = weights > 0
     fractions = jnp.where(counted, weights / per_element(jnp.where(n > 0, n, 1.0)), 0.0)
     x = _widened(x)
@@ -140,7 +139,8 @@ def _weighted_moments(x, weights, n, axes):
     centered = jnp.where(counted, x - per_element(mean), 0.0)
     residual = jnp.sum(fractions * centered, others)
     variance = jnp.sum(fractions * jnp.square(centered), others)
-    return *_rounded(mean, residual), jnp.maximum(variance - jnp.square(residual), 0.0)
+    variance = jnp.maximum(variance - jnp.square(residual), 0.0)
+    return n, size, *_rounded(mean, residual), variance
 
 
 def _rounded(shift, residual):

@@ -213,11 +213,11 @@ def _two_pass_moments(values, channels, in_blocks):
 
 def _affine(values, channels, statistics, epsilon, gamma, beta):
     shift, residual, variance, _ = statistics
-    scale, offset = (
-        _along(vector, values, channels)
-        for vector in _scale_and_offset(residual, variance, epsilon, gamma, beta)
-    )
-    centered = _widened(values) - _along(shift, values, channels)
+    scale = gamma / tf.sqrt(variance + epsilon)
+    # What is left of the mean goes into the offset: it is of the order of a deviation.
+    offset = beta - residual * scale
+    shift, scale, offset = (_along(v, values, channels) for v in (shift, scale, offset))
+    centered = _widened(values) - shift
     return tf.cast(centered * scale + offset, values.dtype)
 
 
@@ -244,12 +244,6 @@ def _foldable_affine(x, axes, statistics, epsilon, gamma, beta):
         return tf.cast(y, x.dtype)
 
     return tf.cond(tf.reduce_any(is_large), exact, foldable)
-
-
-def _scale_and_offset(residual, variance, epsilon, gamma, beta):
-    """What is left of the mean goes into the offset: of the order of a deviation."""
-    scale = gamma / tf.sqrt(variance + epsilon)
-    return scale, beta - residual * scale
 
 
 def _gradients(dy, values, gamma, statistics, epsilon, channels, in_blocks):
@@ -303,14 +297,11 @@ def _sum(values, channels, in_blocks, factor=1.0):
     Args:
         values: float32 tensor.
         channels: tuple of the channel axes.
-        in_blocks: whether there are so many rows, or it isn't known; `None` where the
-            values aren't canonical.
+        in_blocks: whether there are so many rows, or it isn't known.
     """
-    others = other_axes(values, channels)
     rank, shape = len(values.shape), tf.shape(values)
-    if in_blocks is None or _on_gpu() or rank > 3:
-        values = values if isinstance(factor, float) else values * factor
-        return tf.reduce_sum(values, axis=others) if others else values
+    if _on_gpu() or rank > 3:
+        return tf.reduce_sum(values * factor, axis=other_axes(values, channels))
     if channels == (1,) and rank == 3:
         outer, inner = shape[0], shape[2]
         rows = tf.reshape(values, (outer * shape[1], inner))
@@ -357,8 +348,6 @@ def _like(values, x):
 
 def _along(vector, values, channels):
     """Reshapes one number per channel to broadcast along values."""
-    if isinstance(vector, float):  # a residual of 0
-        return vector
     first = channels[0]
     # Axes in front of the first are left to broadcasting: a converter to TFLite
     # doesn't fold a vector that has them into a one-dimensional convolution.

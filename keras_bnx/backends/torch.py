@@ -17,9 +17,10 @@ normalization stay two steps: `batch_norm_update_stats` (the sums),
   how large the mean is, a CPU can look up at no cost. A GPU would have to be waited
   for; but its kernel subtracts first, and its sums are Welford's.
 
-The gradient keeps `x` and vectors. What the kernels don't know (masks, virtual batches,
-channels that are normalized by other numbers, gradients of gradients) is the formula
-in `generic.gradients`.
+The gradient keeps `x` and vectors. What the kernels don't know (masks, gradients of
+gradients, and on a CPU channels that are normalized by other numbers) is the formula in
+`generic.gradients`. Where tensors are small, a kernel that takes the sums once more has
+a gradient in C++, and none is written here.
 """
 
 import collections
@@ -209,9 +210,10 @@ def _gradients(
             sum_gradients=sum_gradients,
             differentiable=again,
         )
-    call = {"epsilon": epsilon, "sum_gradients": sum_gradients, "wanted": wanted}
     if _has_large_parts(batch):
-        function = functools.partial(_gradients, **call)
+        function = functools.partial(
+            _gradients, epsilon=epsilon, sum_gradients=sum_gradients, wanted=wanted
+        )
         return _one_by_one(function, dy, batch, statistics, gamma)
     layout = _Layout.of(batch.x, batch.axes)
     values, mean, variance = _centers(batch.x, layout, statistics, epsilon)
