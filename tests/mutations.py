@@ -50,9 +50,9 @@ class Mutant:
 
 CASES = "tests/test_batch_normalization.py"
 OPS, BACKEND = "tests/ops", "tests/backends"
+ARGUMENTS_TEST = "tests/test_arguments.py"
 AVERAGES, FILES = "tests/test_averages.py", "tests/test_files.py"
 DERIVATIVES = "tests/test_derivatives.py"
-ARITHMETIC = "tests/test_averages_arithmetic.py"
 STATISTICS, REPLICAS = f"{OPS}/test_statistics.py", f"{OPS}/test_replicas.py"
 CONTRACT = f"{BACKEND}/test_contract.py"
 CONVERSION, FREEZING = "tests/tools/test_conversion.py", "tests/tools/test_freezing.py"
@@ -214,21 +214,21 @@ STEPS = [
         "ops/conditions.py",
         "if a is True or b is False:",
         "if False:",
-        only(f"{STATISTICS}::test_known_conditions_are_not_computed"),
+        only(f"{OPS}/test_conditions.py::test_known_conditions_are_not_computed"),
     ),
     Mutant(
         "true_and_b_is_true",
         "ops/conditions.py",
         "    if a is True or b is False:\n        return b\n",
         "    if a is True or b is False:\n        return a\n",
-        only(f"{STATISTICS}::test_known_conditions_are_not_computed"),
+        only(f"{OPS}/test_conditions.py::test_known_conditions_are_not_computed"),
     ),
     Mutant(
         "a_and_true_is_true",
         "ops/conditions.py",
         "    if b is True or a is False:\n        return a\n",
         "    if b is True or a is False:\n        return b\n",
-        only(f"{STATISTICS}::test_known_conditions_are_not_computed"),
+        only(f"{OPS}/test_conditions.py::test_known_conditions_are_not_computed"),
     ),
     Mutant(
         "both_is_either",
@@ -242,14 +242,14 @@ STEPS = [
         "ops/conditions.py",
         "    if condition is True:\n        return a\n",
         "    if condition is True:\n        return b\n",
-        only(f"{STATISTICS}::test_known_conditions_are_not_computed"),
+        only(f"{OPS}/test_conditions.py::test_known_conditions_are_not_computed"),
     ),
     Mutant(
         "select_takes_a_where_it_is_known",
         "ops/conditions.py",
         "return b if condition is False",
         "return a if condition is False",
-        only(f"{STATISTICS}::test_known_conditions_are_not_computed"),
+        only(f"{OPS}/test_conditions.py::test_known_conditions_are_not_computed"),
     ),
     Mutant(
         "select_swaps_its_choices",
@@ -266,14 +266,14 @@ STEPS = [
         "averages.py",
         "        return 1.0 - momentum\n",
         "        return momentum\n",
-        only(ARITHMETIC),
+        only(AVERAGES),
     ),
     Mutant(
         "cumulative_counts_one_more",
         "averages.py",
         "_exact_first(1.0 / updates, updates)",
         "_exact_first(1.0 / (updates + 1.0), updates)",
-        only(f"{ARITHMETIC}::test_the_cumulative_average_weighs_all_alike"),
+        only(f"{AVERAGES}::test_the_cumulative_average_weighs_all_alike"),
     ),
     Mutant(
         "debias_divides_nothing_out",
@@ -281,8 +281,7 @@ STEPS = [
         "_exact_first((1.0 - momentum) / gone, updates)",
         "_exact_first(1.0 - momentum + 0.0 * gone, updates)",
         only(
-            f"{ARITHMETIC}::"
-            "test_the_weight_of_the_newest_divides_the_initial_value_out",
+            f"{AVERAGES}::test_the_weight_of_the_newest_divides_the_initial_value_out",
         ),
     ),
     Mutant(
@@ -291,8 +290,7 @@ STEPS = [
         "ops.where(updates > 1,",
         "ops.where(updates > 2,",
         only(
-            f"{ARITHMETIC}::"
-            "test_the_weight_of_the_newest_divides_the_initial_value_out",
+            f"{AVERAGES}::test_the_weight_of_the_newest_divides_the_initial_value_out",
         ),
     ),
     Mutant(
@@ -300,7 +298,7 @@ STEPS = [
         "averages.py",
         "difference = difference + moments.residual",
         "difference = difference + 0.0 * moments.residual",
-        only(f"{ARITHMETIC}::test_update_mean_by_hand"),
+        only(f"{AVERAGES}::test_update_mean_by_hand"),
     ),
     Mutant(
         "the_moving_mean_steps_away",
@@ -308,7 +306,7 @@ STEPS = [
         "moving + ops.sign(difference) * smallest",
         "moving - ops.sign(difference) * smallest",
         only(
-            f"{ARITHMETIC}::"
+            f"{AVERAGES}::"
             "test_the_mean_comes_near_where_its_steps_are_lost_in_rounding",
         ),
     ),
@@ -318,7 +316,7 @@ STEPS = [
         "return ops.where(stands, moving + ops.sign(difference) * smallest, new)",
         "return new",
         only(
-            f"{ARITHMETIC}::"
+            f"{AVERAGES}::"
             "test_the_mean_comes_near_where_its_steps_are_lost_in_rounding",
         ),
     ),
@@ -328,7 +326,7 @@ STEPS = [
         "    stands = ops.logical_and(stands, step != 0.0)\n",
         "",
         only(
-            f"{ARITHMETIC}::"
+            f"{AVERAGES}::"
             "test_the_mean_comes_near_where_its_steps_are_lost_in_rounding",
         ),
     ),
@@ -337,7 +335,7 @@ STEPS = [
         "averages.py",
         "ops.abs(difference) > smallest)",
         "ops.abs(difference) > 0.0)",
-        only(f"{ARITHMETIC}::test_a_mean_that_is_the_nearest_number_stays"),
+        only(f"{AVERAGES}::test_a_mean_that_is_the_nearest_number_stays"),
     ),
     Mutant(
         "scales_move_by_a_difference",
@@ -345,7 +343,7 @@ STEPS = [
         "return moving * (1.0 - weight) + new * weight",
         "return moving + weight * (new - moving)",
         only(
-            f"{ARITHMETIC}::test_update_scale_keeps_small_values_beside_large_ones",
+            f"{AVERAGES}::test_update_scale_keeps_small_values_beside_large_ones",
         ),
     ),
     Mutant(
@@ -353,7 +351,7 @@ STEPS = [
         "averages.py",
         "return moving * (1.0 - weight) + new * weight",
         "return moving * weight + new * (1.0 - weight)",
-        only(ARITHMETIC),
+        only(AVERAGES),
     ),
     Mutant(
         "an_imported_variance_is_overwritten",
@@ -361,7 +359,7 @@ STEPS = [
         "return at_most(at_least(moving_stddev, lower), upper)",
         "return moving_stddev",
         only(
-            f"{ARITHMETIC}::"
+            f"{AVERAGES}::"
             "test_the_deviation_is_kept_unless_the_variance_says_otherwise",
         ),
     ),
@@ -1043,7 +1041,7 @@ LAYER = [
         "batch_normalization.py",
         'validate_number("epsilon", epsilon, 0.0, above=True)',
         'validate_number("epsilon", epsilon, 0.0)',
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "freezing_thaws_the_other_half",
@@ -1206,14 +1204,14 @@ LAYER = [
         "arguments.py",
         "        if rmin > rmax:\n",
         "        if False:\n",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "schedules_are_not_looked_at",
         "arguments.py",
         "for step in [0, *(10**i for i in range(8))] if scheduled else [0]:",
         "for step in [0]:",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "a_file_without_history_is_refused",
@@ -1263,42 +1261,42 @@ ARGUMENTS = [
         "arguments.py",
         "if isinstance(value, bool) or not isinstance(value, numbers.Integral):",
         "if not isinstance(value, numbers.Integral):",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "axes_may_repeat",
         "arguments.py",
         "if values and len(set(values)) == len(values):",
         "if values:",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "no_axis_is_an_axis",
         "arguments.py",
         "if values and len(set(values)) == len(values):",
         "if len(set(values)) == len(values):",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "one_axis_is_a_tuple",
         "arguments.py",
         "return axes if len(axes) > 1 else axes[0]",
         "return axes",
-        behaviour("test_arguments_are_kept_as_plain_numbers"),
+        only(f"{ARGUMENTS_TEST}::test_arguments_are_kept_as_plain_numbers"),
     ),
     Mutant(
         "virtual_batches_may_be_of_nothing",
         "arguments.py",
         "(whole and size >= 1)",
         "(whole and size >= 0)",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "a_bool_is_the_size_of_virtual_batches",
         "arguments.py",
         "whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)",
         "whole = isinstance(size, numbers.Integral)",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "a_group_may_be_of_one_replica",
@@ -1319,56 +1317,58 @@ ARGUMENTS = [
         "arguments.py",
         "real = isinstance(value, numbers.Real) and not isinstance(value, bool)",
         "real = isinstance(value, numbers.Real)",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "numbers_have_no_lower_bound",
         "arguments.py",
         "else low <= value <= high)",
         "else value <= high)",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "epsilon_may_be_infinite",
         "arguments.py",
         "(low < value < high if above",
         "(low < value <= high if above",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "numbers_stay_as_they_are",
         "arguments.py",
         "    return float(value)\n",
         "    return value\n",
-        behaviour("test_arguments_are_kept_as_plain_numbers"),
+        only(f"{ARGUMENTS_TEST}::test_arguments_are_kept_as_plain_numbers"),
     ),
     Mutant(
         "limits_may_have_any_name",
         "arguments.py",
         "if not isinstance(clipping, dict) or set(clipping) - set(keys):",
         "if not isinstance(clipping, dict):",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "ds_limit_has_no_message_of_its_own",
         "arguments.py",
         'if key == "dmax" and isinstance(value, numbers.Real) and value < 0:',
         "if False:",
-        behaviour("test_bad_arguments_are_value_errors_with_the_value"),
+        only(f"{ARGUMENTS_TEST}::test_bad_arguments_are_value_errors_with_the_value"),
     ),
     Mutant(
         "the_rank_is_an_axis",
         "arguments.py",
         "if not -ndim <= a < ndim:",
         "if not -ndim <= a <= ndim:",
-        behaviour("test_an_axis_out_of_range_is_named"),
+        only(f"{ARGUMENTS_TEST}::test_an_axis_out_of_range_is_named"),
     ),
     Mutant(
         "an_axis_may_be_named_twice",
         "arguments.py",
         "if len(positions) < len(axes):",
         "if False:",
-        behaviour("test_an_axis_named_twice_is_refused_once_the_rank_is_known"),
+        only(
+            f"{ARGUMENTS_TEST}::test_an_axis_named_twice_is_refused_once_the_rank_is_known"
+        ),
     ),
 ]
 

@@ -5,7 +5,6 @@ from keras import ops
 
 from keras_bnx.backends.contract import Moments, Statistics
 from keras_bnx.ops import statistics
-from keras_bnx.ops.conditions import both, select
 
 
 def test_an_unbiased_variance_exists_where_more_than_one_counts():
@@ -91,17 +90,3 @@ def test_other_statistics_take_the_place_of_what_is_not_usable():
     found = statistics.choose(True, moments_of([1.0]), constants)
     assert found.inverse_count == 0.25 and not found.are_constants
     assert Statistics(None, 0.0, None).are_constants
-
-
-@pytest.mark.parametrize("a", [True, False, "tensor"])
-@pytest.mark.parametrize("b", [True, False, "tensor"])
-def test_known_conditions_are_not_computed(a, b):
-    tensor = ops.array([True, False])
-    x, y = (tensor if v == "tensor" else v for v in (a, b))
-    found = both(x, y)
-    values = [to_numpy(ops.convert_to_tensor(v)) for v in (x, y, found)]
-    *values, computed = (np.broadcast_to(value, 2) for value in values)
-    np.testing.assert_array_equal(computed, np.logical_and(*values))
-    if "tensor" not in (a, b):
-        assert found is (a and b)
-    assert select(True, "a", "b") == "a" and select(False, "a", "b") == "b"
