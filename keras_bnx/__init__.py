@@ -6,18 +6,23 @@ from keras_bnx.implementation import explain_implementation, force_implementatio
 from keras_bnx.schedules import Ramp, renorm_schedule
 from keras_bnx.tools.conversion import convert
 from keras_bnx.tools.freezing import freeze, unfreeze
+from keras_bnx.tools.recalibration import Recalibrate, recalibrate
+from keras_bnx.tools.report import statistics_report
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BatchNormalization",
     "Ramp",
+    "Recalibrate",
     "__version__",
     "convert",
     "explain_implementation",
     "force_implementation",
     "freeze",
     "keep_moving_statistics",
+    "recalibrate",
     "renorm_schedule",
+    "statistics_report",
     "unfreeze",
 ]

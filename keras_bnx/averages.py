@@ -101,9 +101,12 @@ class MovingStatistics:
 
     def for_inference(self, batch):
         """Returns mean and variance to normalize a batch by, vectors."""
-        return tuple(virtual.expand(vector, batch) for vector in self._for_inference())
+        return tuple(
+            virtual.expand(vector, batch) for vector in self.inference_statistics()
+        )
 
-    def _for_inference(self):
+    def inference_statistics(self):
+        """Returns mean and variance that inference takes, vectors of the channels."""
         layer, history = self.layer, self.layer.history
         mean, variance = self.read(layer.moving_mean), self.read(layer.moving_variance)
         # With a momentum of 1 no batch has any weight: there is nothing to divide.
@@ -232,6 +235,26 @@ class MovingStatistics:
         if layer.history is not None:
             layer.history.reset()
 
+    def set_to(self, mean, variance, updates):
+        """Sets all averages to statistics that are known otherwise.
+
+        Args:
+            mean, variance: arrays that have the size of the moving statistics.
+            updates: integer, how many batches they are of; a cumulative average goes
+                on as one of that many.
+        """
+        layer = self.layer
+        for variable, value in (
+            (layer.moving_mean, mean),
+            (layer.moving_variance, variance),
+        ):
+            variable.assign(value.reshape(variable.shape))
+        if layer.renorm:
+            self.start_renorm(ops.sqrt(layer.moving_variance + layer.epsilon))
+        if layer.history is not None:
+            known = updates if layer.momentum is None else math.inf
+            layer.history.take(layer, known)
+
     def start_renorm(self, stddev):
         """Starts what only renorm stores from the moving statistics."""
         layer = self.layer
@@ -316,8 +339,18 @@ class History(keras.layers.Layer):
         A cumulative average, for which that says nothing, starts anew.
         """
         self.reset()
-        if not self.averages or layer.momentum is None:
-            return
+        if layer.momentum is not None:
+            self.take(layer, math.inf)
+
+    def take(self, layer, updates):
+        """Takes moving statistics for the average of so many batches."""
+        if self.averages:
+            self._take_debiased(layer)
+        if self.counts:
+            for variable in (self.mean_updates, self.scale_updates):
+                variable.assign(ops.full_like(variable.value, updates))
+
+    def _take_debiased(self, layer):
         self.debiased_mean.assign(ops.copy(layer.moving_mean))
         scale = ops.copy(layer.moving_variance)
         self.debiased_scale.assign(
@@ -326,8 +359,6 @@ class History(keras.layers.Layer):
         if layer.renorm:
             self.debiased_renorm_mean.assign(ops.copy(layer.renorm_mean))
             self.debiased_renorm_stddev.assign(ops.copy(layer.renorm_stddev))
-        for updates in (self.mean_updates, self.scale_updates):
-            updates.assign(ops.full_like(updates.value, math.inf))
 
     def load_own_variables(self, store):
         if len(store.keys()):

@@ -68,7 +68,7 @@ class Synchronized:
         """Sums a tensor over the replicas whose elements are one batch."""
         if self.size is True:
             return self.replicas.all_reduce_sum(value)
-        rows = _rows(value, self.replicas)
+        rows = rows_of(value, self.replicas)
         return ops.sum(_of_group(rows, self.replicas, self.size), 0)
 
 
@@ -86,11 +86,11 @@ def gather(moments, replicas):
     Returns:
         `Moments` with an axis of replicas in front.
     """
-    rows = _rows(ops.stack(vectors_of(moments)), replicas)
+    rows = rows_of(ops.stack(vectors_of(moments)), replicas)
     return Moments(*(rows[:, i] for i in range(5)))
 
 
-def _rows(mine, replicas):
+def rows_of(mine, replicas):
     """All replicas' tensors, along an axis in front."""
     is_mine = ops.arange(replicas.count) == replicas.index
     is_mine = ops.reshape(is_mine, (replicas.count,) + (1,) * len(mine.shape))

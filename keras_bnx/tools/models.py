@@ -4,7 +4,9 @@ import keras
 
 
 def batch_normalizations(model):
-    """Every batch normalization of a model or layer, Keras's and ours, in no order.
+    """Every batch normalization of a model or layer, Keras's and ours.
+
+    They come in the order in which models and layers hold them.
 
     Raises:
         ValueError: if there is none.
@@ -17,13 +19,9 @@ def batch_normalizations(model):
         seen[id(item)] = item
         if isinstance(item, keras.layers.BatchNormalization):
             found.append(item)
-        elif isinstance(item, keras.Layer):
-            # A model's layers, and those that are attributes, in containers or not.
-            waiting += [getattr(item, "layers", []), *vars(item).values()]
-        elif isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple, set)):
-            waiting += item
+        else:
+            # The next to be looked at is the last of those that wait.
+            waiting += reversed(_parts(item))
     if not found:
         raise ValueError(
             "There is no batch normalization in the model. "
@@ -31,3 +29,42 @@ def batch_normalizations(model):
             "made in `build`."
         )
     return found
+
+
+def _parts(item):
+    if isinstance(item, keras.Layer):
+        # A model's layers, and those that are attributes, in containers or not.
+        return [getattr(item, "layers", []), *vars(item).values()]
+    if isinstance(item, dict):
+        return list(item.values())
+    return list(item) if isinstance(item, (list, tuple, set)) else []
+
+
+def names(layers):
+    """A name for each layer: its own, or its path where others have the same."""
+    own = [layer.name for layer in layers]
+    return {
+        id(layer): layer.name if own.count(layer.name) == 1 else layer.path
+        for layer in layers
+    }
+
+
+def table(header, rows):
+    """Lines of text, one for each row, in columns.
+
+    Args:
+        header: list of strings. The columns of those that start with a space are
+            aligned to the right, as numbers are.
+        rows: lists of strings.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    right = [name.startswith(" ") for name in header]
+    lines = []
+    for row in (header, *rows):
+        cells = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
