@@ -522,6 +522,13 @@ class Normalization(Taker):
     def config(self):
         return {"scale": True, "center": self.bias in self.weights}
 
+    def store(self, layer):
+        super().store(layer)
+        own = ((la, id(la.gamma), id(la.beta)) for la in (layer, self.layer))
+        new, old = ([w for w in la.weights if id(w) not in ids] for la, *ids in own)
+        for weight, value in zip(new, old, strict=True):
+            weight.assign(ops.copy(value))
+
     def _sizes(self):
         return 2 * self.weights["gamma"].shape
 

@@ -124,8 +124,8 @@ def fold(model):
 def _not_foldable(model):
     if isinstance(model, keras.Sequential) and not graphs.is_built(model):
         return ValueError(
-            "The model isn't built: its layers have no weights to fold. "
-            f"Received: {model!r}. Give it a `keras.Input`, or call it on data first."
+            f"The model's inputs aren't known. Received: {model!r}. Begin it with a "
+            "`keras.Input`, or call it on data first."
         )
     return ValueError(
         "Only a Sequential or Functional model whose `call` is Keras's can be folded. "
