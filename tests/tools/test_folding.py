@@ -20,7 +20,7 @@ BACKEND = keras.config.backend()
 ROUNDED = {
     "torch": {KERAS, layers.Dense, layers.GlobalAveragePooling2D},
     "jax": {KERAS, layers.GlobalAveragePooling2D},
-    "tensorflow": set(),
+    "tensorflow": {layers.UpSampling2D},
 }[BACKEND]
 
 
@@ -163,7 +163,8 @@ def test_transposed_convolutions_take_what_is_behind_them(name, float64):
     shape = shape_for(name)
     for arguments in (
         {"kernel_size": 3, "strides": 2, "padding": "same"},
-        {"kernel_size": 2, "dilation_rate": 2},
+        # TensorFlow has no such kernel on a CPU.
+        {"kernel_size": 2, "dilation_rate": 1 if BACKEND == "tensorflow" else 2},
     ):
         layer = TRANSPOSED[name](**arguments)
         assert_folded(
