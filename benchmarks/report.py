@@ -176,6 +176,27 @@ def models(rows):
     return table(lines)
 
 
+def folding(rows):
+    """A row for each model; what is measured on one backend only is blank elsewhere."""
+    lines = []
+    for key, case in grouped(rows, "device", "backend", "model"):
+        ok = {row["provider"]: row for row in case}
+        row = case[0]
+        lines.append(
+            {
+                **dict(zip(("device", "backend", "model"), key, strict=True)),
+                "folded": f"{row['folded']} of {row['normalizations']}",
+                "difference, float32": row["error_float32"],
+                "float64": row["error_float64"],
+                "before": time(ok.get("before")),
+                "folded, ms": time(ok.get("folded")),
+                "folded / before": mean_ratio([ok], "folded", "before"),
+                "others took": disturbance(case),
+            }
+        )
+    return table(lines)
+
+
 def plot_growth(rows, path):
     """A panel for each backend; above by elements, below by channels."""
     rows = [row for row in rows if row["status"] == "ok"]
@@ -218,6 +239,8 @@ def main():
         parts += ["### The layer", headline(rows), details(rows)]
     if rows := read(output, "model"):
         parts += ["### Models", models(rows)]
+    if rows := read(output, "folding"):
+        parts += ["### Folded models", folding(rows)]
     if rows := read(output, "growth"):
         parts += ["### Growth"]
         for (device,), own in grouped(rows, "device"):

@@ -5,6 +5,7 @@ from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.implementation import explain_implementation, force_implementation
 from keras_bnx.schedules import Ramp, renorm_schedule
 from keras_bnx.tools.conversion import convert
+from keras_bnx.tools.folding import fold
 from keras_bnx.tools.freezing import freeze, unfreeze
 from keras_bnx.tools.recalibration import Recalibrate, recalibrate
 from keras_bnx.tools.report import statistics_report
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "convert",
     "explain_implementation",
+    "fold",
     "force_implementation",
     "freeze",
     "keep_moving_statistics",

@@ -1,0 +1,174 @@
+"""Graphs of models, read call by call, and models made of them."""
+
+import functools
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+
+class Call(NamedTuple):
+    """A call of a layer, or of another operation, in a model's graph.
+
+    Attributes:
+        operation: the layer.
+        args, kwargs: what it is called with; tensors are `keras.KerasTensor`.
+        outputs: list of the tensors that come out.
+    """
+
+    operation: Any
+    args: tuple
+    kwargs: dict
+    outputs: list
+
+    @property
+    def inputs(self):
+        """List of all tensors that go in."""
+        return _tensors((self.args, self.kwargs))
+
+    @property
+    def main_inputs(self):
+        """The tensors of the first argument, as a list; `None` if others matter.
+
+        A mask does not, nor what says that this is no training.
+        """
+        others = {k: v for k, v in self.kwargs.items() if k != "mask"}
+        mains = self.args[0] if self.args else others.pop("inputs", None)
+        # By identity: tensors compare to tensors.
+        if len(self.args) > 1 or any(
+            v is not None and v is not False for v in others.values()
+        ):
+            return None
+        return _tensors(mains)
+
+
+class Graph(NamedTuple):
+    """The calls of a Sequential or Functional model, in the order of computation.
+
+    Attributes:
+        model: the model.
+        calls: list of `Call`.
+        inputs, outputs: the tensors, nested as the model's are.
+    """
+
+    model: Any
+    calls: list
+    inputs: Any
+    outputs: Any
+
+
+class _StandIn(keras.Operation):
+    """Is called in an operation's place, so that the model's graph stays as it is."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.operation = operation
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+
+def is_graph(layer):
+    """Whether a layer is a model, built, that computes nothing but its graph."""
+    for cls in (keras.Sequential, _functional()):
+        if isinstance(layer, cls):
+            return is_built(layer) and type(layer).call is cls.call
+    return False
+
+
+def is_built(model):
+    """Whether the inputs of a Sequential or Functional model are known."""
+    try:
+        return bool(model.built and model.inputs)
+    except (AttributeError, ValueError):
+        return False
+
+
+@functools.cache
+def _functional():
+    # The class has no public name.
+    x = keras.Input((1,))
+    return type(keras.Model(x, x))
+
+
+def read(model):
+    """The `Graph` of a model for which `is_graph` holds."""
+    calls = []
+
+    def call(stand_in, *args, **kwargs):
+        outputs = stand_in(*args, **kwargs)
+        calls.append(
+            Call(stand_in.operation, args, kwargs, keras.tree.flatten(outputs))
+        )
+        return outputs
+
+    if isinstance(model, keras.Sequential):
+        (like,) = model.inputs
+        inputs = outputs = keras.Input(batch_shape=like.shape, dtype=like.dtype)
+        for layer in model.layers:
+            outputs = call(_StandIn(layer), outputs)
+        return Graph(model, calls, inputs, outputs)
+    found = keras.models.clone_model(
+        keras.Model(model.input, model.output),
+        clone_function=_StandIn,
+        call_function=call,
+    )
+    return Graph(model, calls, found.input, found.output)
+
+
+def build(graph, layer_for):
+    """Makes a model of a graph.
+
+    Args:
+        graph: a `Graph`.
+        layer_for: function of a `Call` that returns the layer to call in it, or `None`
+            where what goes in comes out.
+    """
+    model = graph.model
+    if isinstance(model, keras.Sequential):
+        (like,) = model.inputs
+        start = keras.Input(batch_shape=like.shape, dtype=like.dtype, name=like.name)
+        new = [layer_for(call) for call in graph.calls]
+        new = [layer for layer in new if layer is not None]
+        return keras.Sequential([start, *new], name=model.name)
+    starts = {
+        id(layer.output): type(layer).from_config(layer.get_config()).output
+        for layer in model.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    inputs = keras.tree.map_structure(lambda x: starts[id(x)], model.input)
+    found = dict(zip(_ids(graph.inputs), keras.tree.flatten(inputs), strict=True))
+
+    def filled(structure):
+        return keras.tree.map_structure(lambda x: found.get(id(x), x), structure)
+
+    for call in graph.calls:
+        layer = layer_for(call)
+        if layer is None:
+            outputs = filled(call.main_inputs)
+        else:
+            outputs = layer(*filled(call.args), **filled(call.kwargs))
+        found |= zip(_ids(call.outputs), keras.tree.flatten(outputs), strict=True)
+    return keras.Model(inputs, filled(graph.outputs), name=model.name)
+
+
+def copy_weights(old, new):
+    """Gives a layer the weights of another one of the same config."""
+    if not old.built:
+        return
+    # First as a file does it: `Normalization`, say, computes something from them.
+    store = {}
+    old.save_own_variables(store)
+    # Copies: JAX would keep the arrays themselves, and Keras donates them.
+    new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
+    for weight, value in zip(new.weights, old.weights, strict=True):
+        weight.assign(ops.copy(value))
+
+
+def _tensors(structure):
+    flat = keras.tree.flatten(structure)
+    return [x for x in flat if isinstance(x, keras.KerasTensor)]
+
+
+def _ids(structure):
+    return [id(x) for x in keras.tree.flatten(structure)]
