@@ -4,6 +4,7 @@ from keras_bnx.averages import keep_moving_statistics
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.implementation import explain_implementation, force_implementation
 from keras_bnx.schedules import Ramp, renorm_schedule
+from keras_bnx.tools.checks import check
 from keras_bnx.tools.conversion import convert
 from keras_bnx.tools.folding import fold
 from keras_bnx.tools.freezing import freeze, unfreeze
@@ -17,6 +18,7 @@ __all__ = [
     "Ramp",
     "Recalibrate",
     "__version__",
+    "check",
     "convert",
     "explain_implementation",
     "fold",

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+from keras_bnx.tools.models import parts
+
 
 class Call(NamedTuple):
     """A call of a layer, or of another operation, in a model's graph.
@@ -172,3 +174,70 @@ def _tensors(structure):
 
 def _ids(structure):
     return [id(x) for x in keras.tree.flatten(structure)]
+
+
+class Flow:
+    """What computes what in a model, its nested ones taken apart.
+
+    Attributes:
+        calls: list of `Call` of what isn't a nested model, in the order of computation.
+    """
+
+    def __init__(self, model):
+        self.calls = []
+        # By the ids of tensors, which the graphs hold.
+        self._producers, self._users, self._same, self._graphs = {}, {}, {}, []
+        outputs = self._add(read(model))
+        self._outputs = {id(self.one(x)) for x in outputs}
+
+    def _add(self, graph):
+        self._graphs.append(graph)
+        for call in graph.calls:
+            if is_graph(call.operation):
+                # Read anew for each call: the tensors inside are others then.
+                nested = read(call.operation)
+                starts = keras.tree.flatten(nested.inputs)
+                self._same |= zip(map(id, starts), call.inputs, strict=False)
+                ends = self._add(nested)
+                self._same |= zip(map(id, call.outputs), ends, strict=False)
+                continue
+            self.calls.append(call)
+            for tensor in call.outputs:
+                self._producers[id(tensor)] = call
+            for tensor in call.inputs:
+                self._users.setdefault(id(self.one(tensor)), []).append(call)
+        return keras.tree.flatten(graph.outputs)
+
+    def one(self, tensor):
+        """The tensor that one is, across the borders of nested models."""
+        while id(tensor) in self._same:
+            tensor = self._same[id(tensor)]
+        return tensor
+
+    def before(self, call):
+        """List of the calls that a call's inputs come from."""
+        found = [self._producers.get(id(self.one(x))) for x in call.inputs]
+        return [producer for producer in found if producer is not None]
+
+    def behind(self, call):
+        """List of the calls that use what a call puts out."""
+        return [user for x in call.outputs for user in self._users.get(id(x), [])]
+
+    def is_output(self, call):
+        """Whether the model puts out what a call does."""
+        return any(id(x) in self._outputs for x in call.outputs)
+
+
+def flows(model):
+    """A `Flow` of the model; or of each model inside of it whose graph is known."""
+    found, seen, waiting = [], {}, [model]
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if is_graph(item):
+            found.append(Flow(item))
+        else:
+            waiting += reversed(parts(item))
+    return found

@@ -21,7 +21,7 @@ def batch_normalizations(model):
             found.append(item)
         else:
             # The next to be looked at is the last of those that wait.
-            waiting += reversed(_parts(item))
+            waiting += reversed(parts(item))
     if not found:
         raise ValueError(
             "There is no batch normalization in the model. "
@@ -31,7 +31,8 @@ def batch_normalizations(model):
     return found
 
 
-def _parts(item):
+def parts(item):
+    """What a layer or container holds: layers, and other things that may hold some."""
     if isinstance(item, keras.Layer):
         # A model's layers, and those that are attributes, in containers or not.
         return [getattr(item, "layers", []), *vars(item).values()]
