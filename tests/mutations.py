@@ -2230,6 +2230,247 @@ TENSORFLOW = [
 ]
 
 
+OBSERVATION = "tests/tools/test_observation.py"
+RECALIBRATION = "tests/tools/test_recalibration.py"
+REPORT, CHECKS = "tests/tools/test_report.py", "tests/tools/test_checks.py"
+
+
+def planted(*rules):
+    """The test of the models that these rules find something in."""
+    test = f"{CHECKS}::test_a_planted_fault_is_found_and_its_cure_is_not"
+    return only(*[f"{test}[{rule}-BatchNormalization1]" for rule in rules])
+
+
+OBSERVING = [
+    Mutant(
+        "models_in_reverse",
+        "tools/models.py",
+        "waiting += reversed(parts(item))",
+        "waiting += parts(item)",
+        only(f"{REPORT}::test_without_data_the_weights_speak"),
+    ),
+    Mutant(
+        "names_not_told_apart",
+        "tools/models.py",
+        "own.count(layer.name) == 1",
+        "own.count(layer.name) > 0",
+        only(f"{REPORT}::test_layers_of_one_name_are_told_apart"),
+    ),
+    Mutant(
+        "population_without_between",
+        "tools/observation.py",
+        "fraction * (1.0 - fraction) * np.square(difference)",
+        "0.0 * np.square(difference)",
+        only(f"{OBSERVATION}::test_a_population_is_that_of_all_its_parts"),
+    ),
+    Mutant(
+        "population_of_equal_batches",
+        "tools/observation.py",
+        "fraction = count / np.where(total > 0, total, 1.0)",
+        "fraction = np.where(count > 0, 1.0 / (1 + (self.count > 0)), 0.0)",
+        only(f"{OBSERVATION}::test_a_population_is_that_of_all_its_parts"),
+    ),
+    Mutant(
+        "population_takes_nan",
+        "tools/observation.py",
+        "new = (count > 0) & np.isfinite(variance)",
+        "new = count > 0",
+        only(f"{OBSERVATION}::test_a_population_leaves_out_what_is_not_finite"),
+    ),
+    Mutant(
+        "observed_layers_in_inference",
+        "tools/observation.py",
+        "        if not is_trained(layer):\n"
+        "            return original(inputs, training=False, mask=mask)\n",
+        "        return original(inputs, training=False, mask=mask)\n",
+        only(
+            f"{OBSERVATION}::test_layers_see_what_layers_that_normalize_by_the_batch_give"
+        ),
+    ),
+    Mutant(
+        "observed_frozen_layers_in_batch_mode",
+        "tools/observation.py",
+        "        if not is_trained(layer):\n",
+        "        if False:\n",
+        only(f"{OBSERVATION}::test_other_layers_are_in_inference_and_frozen_ones_stay"),
+    ),
+    Mutant(
+        "observed_in_training",
+        "tools/observation.py",
+        "functools.partial(model, training=False)",
+        "functools.partial(model, training=True)",
+        only(f"{OBSERVATION}::test_other_layers_are_in_inference_and_frozen_ones_stay"),
+    ),
+    Mutant(
+        "observed_without_mask",
+        "tools/observation.py",
+        "weights = None if mask is None else",
+        "weights = None if True else",
+        only(f"{OBSERVATION}::test_a_mask_counts"),
+    ),
+    Mutant(
+        "observation_stays",
+        "tools/observation.py",
+        '            del attributes["call"]\n',
+        "            pass\n",
+        only(f"{OBSERVATION}::test_nothing_of_the_model_changes"),
+    ),
+    Mutant(
+        "observation_that_ends_early",
+        "tools/observation.py",
+        "if steps is not None and self.batches < steps:",
+        "if False:",
+        only(f"{RECALIBRATION}::test_bad_data_leave_the_model_as_it_was"),
+    ),
+    Mutant(
+        "distance_without_epsilon",
+        "tools/distance.py",
+        "scale = np.sqrt(population.variance + epsilon)",
+        "scale = np.sqrt(population.variance)",
+        only(f"{RECALIBRATION}::test_the_record_says_how_far_statistics_were"),
+    ),
+    Mutant(
+        "error_of_the_mean_alone",
+        "tools/distance.py",
+        "np.hypot(self.mean, self.ratio - 1.0) / self.ratio",
+        "np.abs(self.mean) / self.ratio",
+        only(f"{RECALIBRATION}::test_the_record_says_how_far_statistics_were"),
+    ),
+    Mutant(
+        "recalibration_with_divisor_n",
+        "tools/recalibration.py",
+        'if getattr(layer, "unbiased_moving_variance", False):',
+        "if False:",
+        only(f"{RECALIBRATION}::test_the_divisor_is_the_layers"),
+    ),
+    Mutant(
+        "recalibration_of_frozen_layers",
+        "tools/recalibration.py",
+        "        if not is_trained(layer):\n            continue\n",
+        "",
+        only(f"{RECALIBRATION}::test_frozen_layers_keep_their_statistics"),
+    ),
+    Mutant(
+        "recalibration_half_done",
+        "tools/recalibration.py",
+        "    except BaseException:\n        # Ctrl-C as well",
+        "    except Exception:\n        # Ctrl-C as well",
+        only(
+            f"{RECALIBRATION}::"
+            "test_an_interrupt_while_statistics_are_written_undoes_them"
+        ),
+    ),
+    Mutant(
+        "undo_forgets_history",
+        "tools/recalibration.py",
+        "[v for v in layer.variables if v is not layer.gamma and v is not layer.beta]",
+        "[layer.moving_mean, layer.moving_variance]",
+        only(f"{RECALIBRATION}::test_undo_restores_bit_for_bit"),
+    ),
+    Mutant(
+        "callback_keeps_statistics_in_training",
+        "tools/recalibration.py",
+        "        self._epoch = epoch\n        self._leave()\n",
+        "        self._epoch = epoch\n",
+        only(
+            f"{RECALIBRATION}::"
+            "test_training_is_the_same_with_the_callback_and_evaluation_is_not"
+        ),
+    ),
+    Mutant(
+        "callback_saves_the_moving_ones",
+        "tools/recalibration.py",
+        'if self._is_due() and self._swaps() in (None, "on_epoch"):',
+        "if False:",
+        only(f"{RECALIBRATION}::test_what_is_saved_evaluates_as_reported"),
+    ),
+    Mutant(
+        "callback_in_any_order",
+        "tools/recalibration.py",
+        "        if wrong:\n",
+        "        if False:\n",
+        only(f"{RECALIBRATION}::test_a_wrong_order_is_refused_with_the_right_one"),
+    ),
+    Mutant(
+        "cumulative_average_starts_anew",
+        "averages.py",
+        "known = updates if layer.momentum is None else math.inf",
+        "known = 0",
+        only(f"{RECALIBRATION}::test_a_cumulative_average_goes_on"),
+    ),
+    Mutant(
+        "report_in_any_order",
+        "tools/report.py",
+        "sorted(rows, key=lambda row: -row.harm)",
+        "list(rows)",
+        only(f"{REPORT}::test_rows_compare_moving_statistics_with_the_datas"),
+    ),
+    Mutant(
+        "report_counts_negative_gamma_as_dead",
+        "tools/report.py",
+        "int((np.abs(gamma) < DEAD).sum())",
+        "int((gamma < DEAD).sum() + 1)",
+        only(f"{REPORT}::test_channels_are_counted"),
+    ),
+    Mutant(
+        "half_a_figure",
+        "tools/report.py",
+        '    beside = f"{path}.{os.getpid()}.part"\n',
+        "    beside = path\n",
+        only(f"{REPORT}::test_a_write_that_fails_leaves_the_old_file"),
+    ),
+    Mutant(
+        "check_bias_with_activation",
+        "tools/checks.py",
+        'biased = getattr(layer, "use_bias", False) and _is_linear(layer)',
+        'biased = hasattr(layer, "use_bias")',
+        planted("bias"),
+    ),
+    Mutant(
+        "check_dropout_through_normalizations",
+        "tools/checks.py",
+        "if id(producer) in seen or isinstance(layer, _NORMALIZATIONS):",
+        "if id(producer) in seen:",
+        planted("dropout"),
+    ),
+    Mutant(
+        "check_any_last_layer",
+        "tools/checks.py",
+        "if softmax or flow.is_output(call):",
+        "if softmax:",
+        planted("last"),
+    ),
+    Mutant(
+        "check_masks_always_lost",
+        "tools/checks.py",
+        'if not getattr(layer, "supports_masking", False):',
+        "if True:",
+        planted("mask_lost"),
+    ),
+    Mutant(
+        "check_momentum_in_too_many_steps",
+        "tools/checks.py",
+        "found = [layer for layer, rest in slow.items() if rest > 0.01]",
+        "found = [layer for layer, rest in slow.items() if rest > 2.0]",
+        planted("momentum", "never_moves"),
+    ),
+    Mutant(
+        "check_accumulation_unscaled",
+        "tools/checks.py",
+        "and layer.momentum**count < 0.99 - 1e-6",
+        "and layer.momentum < 1.0",
+        planted("accumulation"),
+    ),
+    Mutant(
+        "flow_stops_at_nested_models",
+        "tools/graphs.py",
+        "self._same |= zip(map(id, starts), call.inputs, strict=False)",
+        "pass",
+        only(f"{CHECKS}::test_nested_models_are_looked_into"),
+    ),
+]
+
+
 def on(backend, mutants):
     """The same rows on another backend."""
     return [replace(mutant, backend=backend) for mutant in mutants]
@@ -2242,6 +2483,7 @@ MUTANTS = [
     *GENERIC,
     *TORCH,
     *TOOLS,
+    *OBSERVING,
     *on("jax", JAX),
     *on("tensorflow", TENSORFLOW),
 ]

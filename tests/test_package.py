@@ -32,13 +32,18 @@ def test_public_names_are_these():
     assert keras_bnx.__all__ == [
         "BatchNormalization",
         "Ramp",
+        "Recalibrate",
         "__version__",
+        "check",
         "convert",
         "explain_implementation",
+        "fold",
         "force_implementation",
         "freeze",
         "keep_moving_statistics",
+        "recalibrate",
         "renorm_schedule",
+        "statistics_report",
         "unfreeze",
     ]
     registered = keras.saving.get_registered_name(keras_bnx.BatchNormalization)

@@ -250,7 +250,7 @@ def _never_updated(layer):
         if layer.history.counts:
             return not ops.convert_to_numpy(layer.history.mean_updates.value).any()
     return all(
-        # A random initializer draws other numbers than it did.
+        # A random initializer has a seed, and draws the same numbers again.
         np.array_equal(
             ops.convert_to_numpy(variable.value),
             ops.convert_to_numpy(initializer(variable.shape, dtype=variable.dtype)),

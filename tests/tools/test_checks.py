@@ -140,7 +140,7 @@ def mask_lost(bad, cls):
         [
             keras.Input((5,), dtype="int32"),
             layers.Embedding(9, 4, mask_zero=True),
-            *([layers.Conv1D(4, 2, use_bias=False)] if bad else []),
+            layers.Conv1D(4, 2, use_bias=False) if bad else layers.ReLU(),
             bn(cls),
             layers.Dense(2),
         ]
