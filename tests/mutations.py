@@ -1119,8 +1119,8 @@ LAYER = [
     Mutant(
         "an_unknown_past_is_none",
         "averages.py",
-        "updates.assign(ops.full_like(updates.value, math.inf))",
-        "updates.assign(ops.zeros_like(updates.value))",
+        "            self.take(layer, math.inf)\n",
+        "            self.take(layer, 0)\n",
         only(
             f"{FILES}::"
             "test_what_averages_know_of_their_past_keeps_files_as_keras_has_them",
@@ -1940,8 +1940,8 @@ TOOLS = [
     Mutant(
         "dictionaries_are_not_searched",
         "tools/models.py",
-        "            waiting += item.values()\n",
-        "            pass\n",
+        "        return list(item.values())\n",
+        "        return []\n",
         only("tests/tools/test_models.py"),
         reason="Keras lists layers of dictionaries among a layer's own, too",
     ),
@@ -2232,6 +2232,7 @@ TENSORFLOW = [
 
 OBSERVATION = "tests/tools/test_observation.py"
 RECALIBRATION = "tests/tools/test_recalibration.py"
+REPLICAS_RECALIBRATED = "tests/tools/test_recalibration_on_replicas.py"
 REPORT, CHECKS = "tests/tools/test_report.py", "tests/tools/test_checks.py"
 
 
@@ -2321,6 +2322,20 @@ OBSERVING = [
         "if steps is not None and self.batches < steps:",
         "if False:",
         only(f"{RECALIBRATION}::test_bad_data_leave_the_model_as_it_was"),
+    ),
+    Mutant(
+        "replicas_each_by_itself",
+        "tools/observation.py",
+        "    if context is not None:\n        _join(context, layers, seen, run)\n",
+        "",
+        only(REPLICAS_RECALIBRATED),
+    ),
+    Mutant(
+        "replicas_that_wait_for_ever",
+        "tools/observation.py",
+        "    if rows[:, 0].any():\n",
+        "    if False:\n",
+        only(REPLICAS_RECALIBRATED),
     ),
     Mutant(
         "distance_without_epsilon",
