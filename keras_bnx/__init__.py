@@ -4,7 +4,7 @@ from keras_bnx.averages import keep_moving_statistics
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.implementation import explain_implementation, force_implementation
 from keras_bnx.schedules import Ramp, renorm_schedule
-from keras_bnx.tools.conversion import convert
+from keras_bnx.tools.conversion import convert, revert
 from keras_bnx.tools.freezing import freeze, unfreeze
 
 __version__ = "0.1.0"
@@ -19,5 +19,6 @@ __all__ = [
     "freeze",
     "keep_moving_statistics",
     "renorm_schedule",
+    "revert",
     "unfreeze",
 ]

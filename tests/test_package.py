@@ -39,6 +39,7 @@ def test_public_names_are_these():
         "freeze",
         "keep_moving_statistics",
         "renorm_schedule",
+        "revert",
         "unfreeze",
     ]
     registered = keras.saving.get_registered_name(keras_bnx.BatchNormalization)
