@@ -1,5 +1,6 @@
 """Batch normalization for Keras 3, right on TensorFlow, JAX and PyTorch."""
 
+from keras_bnx import interop  # noqa: F401 - a module, by this name
 from keras_bnx.averages import keep_moving_statistics
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.implementation import explain_implementation, force_implementation
