@@ -7,6 +7,7 @@ made: `import keras_bnx` loads no other framework.
 import importlib
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import keras
@@ -32,9 +33,9 @@ def from_torch(source, target=None, names=None, **arguments):
     A model: `from_torch(source, model, names)` sets the weights of the layers that are
     named: batch normalization, dense layers, convolutions, also depthwise and
     transposed ones. Batch normalizations of the model have to have PyTorch's epsilon,
-    momentum and divisor, which
-    `keras_bnx.convert(model, epsilon=1e-5, momentum=0.9, unbiased_moving_variance=True)`
-    gives them. Strides, padding and the like are the model's own business.
+    momentum and divisor already, as `keras_bnx.convert(model, epsilon=1e-5,
+    momentum=0.9, unbiased_moving_variance=True)` gives them. Convolutions have to have
+    the module's strides and dilations; padding is the model's own business.
 
     All is compared first: a layer that differs, a name that isn't there, a weight that
     would be left over or rounded is an error, and then nothing is changed.
@@ -263,7 +264,7 @@ class _Torch:
     library, says_settings = "PyTorch", True
     gamma, beta, mean, variance = "weight", "bias", "running_mean", "running_var"
     kernel = "weight"
-    defaults = {"epsilon": 1e-5, "momentum": 0.9}
+    defaults = MappingProxyType({"epsilon": 1e-5, "momentum": 0.9})
     has = "unbiased_moving_variance=True"
 
     def __init__(self, source, given):
@@ -360,7 +361,7 @@ class _NNX:
     library, says_settings = "Flax", True
     gamma, beta, mean, variance = "scale", "bias", "mean", "var"
     kernel = "kernel"
-    defaults = {"epsilon": 1e-5, "momentum": 0.99}
+    defaults = MappingProxyType({"epsilon": 1e-5, "momentum": 0.99})
     has = "unbiased_moving_variance=False"
 
     def __init__(self, source, given):
@@ -371,7 +372,10 @@ class _NNX:
     def _reach(self, name):
         found = self.source
         for key in name.split(".") if name else ():
-            found = found[int(key)] if key.isdigit() else getattr(found, key, None)
+            try:
+                found = found[int(key)] if key.isdigit() else getattr(found, key)
+            except (AttributeError, IndexError, TypeError):
+                return None
         return found
 
     def leaves(self, name):
@@ -601,7 +605,8 @@ def _enter_keras(other, pairs):
         for part in parts:
             array = part.enter(_to_numpy(values[part.leaf]))
             _raise_unless_it_fits(name, part, array)
-            found.append((part.variable, array))
+            # A copy: JAX may keep the array itself, which the source goes on using.
+            found.append((part.variable, np.array(array, str(part.variable.dtype))))
     touched = [variable for _, layer in pairs for variable in layer.variables]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in touched]
     try:
@@ -792,8 +797,8 @@ def _pairs(model, names):
         if len(found) != 1:
             raise ValueError(
                 f"The model has {len(found) or 'no'} layers of this name. "
-                f"Received: {layer!r} for {name!r}. Correct the name, or pass the layer "
-                "itself."
+                f"Received: {layer!r} for {name!r}. Correct the name, or pass the "
+                "layer itself."
             )
         pairs.append((name, found[0]))
     twice = {a.name for i, (_, a) in enumerate(pairs) for _, b in pairs[:i] if a is b}

@@ -476,7 +476,8 @@ def test_layers_in_layers_are_converted_and_reverted(network):
 def test_copies_of_layers_in_layers_train_by_themselves():
     # Ours, since Keras's can't be trained in `TimeDistributed` on PyTorch.
     model = convert(with_random_weights(Network))
-    model.compile("adam", "mse")
+    # Compiled, it took TensorFlow a minute.
+    model.compile("adam", "mse", run_eagerly=True)
     model.fit(X, np.zeros(model(X).shape), verbose=0)
     slots = [to_numpy(v) for v in model.optimizer.variables]
     before = [to_numpy(w) for w in model.weights]
