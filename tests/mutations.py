@@ -55,6 +55,8 @@ AVERAGES, FILES = "tests/test_averages.py", "tests/test_files.py"
 DERIVATIVES = "tests/test_derivatives.py"
 STATISTICS, REPLICAS = f"{OPS}/test_statistics.py", f"{OPS}/test_replicas.py"
 CONTRACT = f"{BACKEND}/test_contract.py"
+INTEROP = "tests/tools/test_interop.py"
+TORCH_INTEROP = "tests/tools/test_torch_interop.py"
 CONVERSION, FREEZING = "tests/tools/test_conversion.py", "tests/tools/test_freezing.py"
 COMBINATIONS = "tests/test_combinations.py::test_what_has_failed_once_is_the_oracles"
 
@@ -1862,8 +1864,8 @@ TOOLS = [
     Mutant(
         "subclasses_are_converted",
         "tools/conversion.py",
-        "    if type(layer) in _CONVERTED:\n",
-        "    if isinstance(layer, _CONVERTED):\n",
+        "            if type(layer) in _CONVERTED:\n                copy",
+        "            if isinstance(layer, _CONVERTED):\n                copy",
         only(f"{CONVERSION}::test_subclasses_are_kept"),
     ),
     Mutant(
@@ -1876,8 +1878,8 @@ TOOLS = [
     Mutant(
         "converted_layers_start_anew",
         "tools/conversion.py",
-        "                _copy_weights(old, new)\n",
-        "                pass\n",
+        "                    _copy_weights(old, new, converted)\n",
+        "                    pass\n",
         only(f"{CONVERSION}::test_there_and_back_keeps_all_but_the_arguments"),
     ),
     Mutant(
@@ -1890,15 +1892,15 @@ TOOLS = [
     Mutant(
         "shared_layers_are_converted_twice",
         "tools/conversion.py",
-        "        if id(layer) not in pairs:\n",
+        "        if id(layer) not in self.pairs:\n",
         "        if True:\n",
         only(f"{CONVERSION}::test_what_is_shared_stays_shared"),
     ),
     Mutant(
         "converted_layers_train",
         "tools/conversion.py",
-        "            if new.trainable != old.trainable:\n",
-        "            if False:\n",
+        "                if new.trainable != trains:\n",
+        "                if False:\n",
         only(f"{CONVERSION}::test_what_trains_is_kept"),
     ),
     Mutant(
@@ -2229,6 +2231,138 @@ TENSORFLOW = [
     ),
 ]
 
+LAYERS_IN_LAYERS = f"{CONVERSION}::test_layers_in_layers_are_converted_and_reverted"
+EXCHANGE = [
+    Mutant(
+        "layers_in_layers_take_another_place",
+        "tools/conversion.py",
+        'tracker.replace_tracked_value("layers", new, layer)',
+        "tracker.untrack(new)",
+        only(f"{LAYERS_IN_LAYERS}[Network]"),
+    ),
+    Mutant(
+        "layers_in_layers_are_built_too_early",
+        "tools/conversion.py",
+        "from_config(_not_built(layer.get_config()))",
+        "from_config(layer.get_config())",
+        only(f"{LAYERS_IN_LAYERS}[wrapped_network]"),
+    ),
+    Mutant(
+        "layers_in_layers_lose_their_names",
+        "tools/conversion.py",
+        "            elif old.name != new.name:\n",
+        "            elif False:\n",
+        only(f"{LAYERS_IN_LAYERS}[wrapped_network]"),
+    ),
+    Mutant(
+        "what_only_a_constructor_makes_is_refused",
+        "tools/conversion.py",
+        "                except ValueError:\n                    self.fill(old, new)\n",
+        "                except ValueError:\n                    raise\n",
+        only(f"{LAYERS_IN_LAYERS}[Network]"),
+    ),
+    Mutant(
+        "what_is_made_in_build_stays",
+        "tools/conversion.py",
+        "if type(layer) in _CONVERTED and id(layer) not in known:",
+        "if False:",
+        only(f"{CONVERSION}::test_normalizations_made_in_build_are_named"),
+    ),
+    Mutant(
+        "reverted_options_are_dropped",
+        "tools/conversion.py",
+        'more = set(config) - set(KERAS().get_config()) - {"axes"}',
+        "more = set()",
+        only(f"{CONVERSION}::test_all_that_keras_lacks_is_listed"),
+    ),
+    Mutant(
+        "reverted_weights_are_rounded",
+        "tools/conversion.py",
+        'if layer.variable_dtype in ("float16", "bfloat16"):',
+        "if False:",
+        only(f"{CONVERSION}::test_all_that_keras_lacks_is_listed"),
+    ),
+    Mutant(
+        "reverted_layers_thaw",
+        "tools/conversion.py",
+        "return old.trainable and not (of_keras and len(old.frozen) == 2)",
+        "return old.trainable",
+        only(f"{CONVERSION}::test_layers_frozen_as_a_whole_do_not_train_when_reverted"),
+    ),
+    Mutant(
+        "pytorchs_divisor_is_forgotten",
+        "tools/interop.py",
+        'return _Settings(self.given["epsilon"], self.given["momentum"], True)',
+        'return _Settings(self.given["epsilon"], self.given["momentum"], False)',
+        only(f"{INTEROP}::test_the_next_update_is_pytorchs"),
+    ),
+    Mutant(
+        "pytorchs_momentum_is_kerass",
+        "tools/interop.py",
+        "    return round(1.0 - momentum, 15)\n",
+        "    return round(momentum, 15)\n",
+        only(f"{TORCH_INTEROP}::test_modules_become_layers_and_come_back[2-0.1-True]"),
+    ),
+    Mutant(
+        "pytorchs_momentum_comes_back_rounded",
+        "tools/interop.py",
+        "    return round(1.0 - momentum, 15)\n",
+        "    return 1.0 - momentum\n",
+        only(f"{TORCH_INTEROP}::test_modules_become_layers_and_come_back[2-0.1-True]"),
+    ),
+    Mutant(
+        "the_count_stays_behind",
+        "tools/interop.py",
+        "            updates.assign(ops.full_like(updates.value, count))\n",
+        "            pass\n",
+        only(f"{INTEROP}::test_a_cumulative_average_goes_on_from_its_count"),
+    ),
+    Mutant(
+        "depthwise_channels_are_transposed",
+        "tools/interop.py",
+        "flat = kernel.reshape(*kernel.shape[:-2], -1)",
+        "flat = kernel.swapaxes(-1, -2).reshape(*kernel.shape[:-2], -1)",
+        only(f"{INTEROP}::test_kernels_are_where_pytorch_has_them"),
+    ),
+    Mutant(
+        "settings_that_differ_pass",
+        "tools/interop.py",
+        "    found = theirs.differences(ours)\n",
+        "    found = []\n",
+        only(
+            f"{INTEROP}::test_settings_that_differ_are_named"
+            "[arguments0-given0-epsilon 1e-05 and 0.001]"
+        ),
+    ),
+    Mutant(
+        "weights_are_rounded_silently",
+        "tools/interop.py",
+        "    kept = array.astype(str(variable.dtype))\n",
+        "    kept = array\n",
+        only(f"{INTEROP}::test_float64_stays_float64"),
+    ),
+    Mutant(
+        "a_failed_exchange_stays_half_done",
+        "tools/interop.py",
+        "            other.write(tensor, before)\n        raise\n",
+        "            pass\n        raise\n",
+        only(
+            f"{TORCH_INTEROP}::test_modules_that_differ_are_named_and_nothing_is_changed"
+            "[rounded|put back]"
+        ),
+    ),
+    Mutant(
+        "strides_that_differ_pass",
+        "tools/interop.py",
+        "            if theirs != ours:\n",
+        "            if False:\n",
+        only(
+            f"{TORCH_INTEROP}::test_modules_that_differ_are_named_and_nothing_is_changed"
+            "[Strides.*blocks.1.conv1]"
+        ),
+    ),
+]
+
 
 OBSERVATION = "tests/tools/test_observation.py"
 RECALIBRATION = "tests/tools/test_recalibration.py"
@@ -2499,6 +2633,7 @@ MUTANTS = [
     *TORCH,
     *TOOLS,
     *OBSERVING,
+    *EXCHANGE,
     *on("jax", JAX),
     *on("tensorflow", TENSORFLOW),
 ]
