@@ -506,6 +506,12 @@ KEPT = {
         ),
         "'elu' (ELU) isn't linear",
     ),
+    "an activation as a layer": (
+        lambda x: BatchNormalization(name="norm")(
+            layers.Activation("relu", name="relu")(layers.Conv2D(4, 3)(x))
+        ),
+        "'relu' (Activation) isn't linear",
+    ),
     "an activation": (convolution(activation="tanh"), "'conv' (Conv2D) has an activ"),
     "bias constraint": (convolution(bias_constraint="non_neg"), "bias_constraint"),
     "kernel constraint": (convolution(kernel_constraint="max_norm"), "kernel_const"),
