@@ -381,6 +381,10 @@ def test_any_number_in_a_row_is_folded(cls, float64):
     assert_folded(model, into=["conv"] * 3)
     model = sequential(layers.ReLU(), cls(), cls(scale=False), cls(), conv)
     assert_folded(model, into=["conv"] * 3)
+    # One that takes none itself, and waits for the other to be gone.
+    first = cls(beta_constraint="non_neg")
+    model = sequential(layers.ReLU(), first, cls(), layers.Conv2D(3, 2, name="conv"))
+    assert_folded(model, into=["conv"] * 2)
     # Where no other layer can, the first one takes the rest.
     model = sequential(
         layers.ReLU(), cls(name="first", scale=False, center=False), cls(), cls()
