@@ -935,4 +935,6 @@ def test_networks_keep_what_comes_before_an_activation(name):
     "name", [n for n in APPLICATIONS if n not in ("ResNet50V2", "DenseNet121")]
 )
 def test_networks_are_folded_as_a_whole(name):
+    if name == "NASNetMobile" and BACKEND == "torch":
+        pytest.skip("Keras 3.15 has no NASNet on PyTorch.")
     assert_application_is_folded(name)
