@@ -46,9 +46,12 @@ def application(name):
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.momentum = 0.5
+        # Betas of about 1 leave most ReLUs open, as in a network that has learned to be
+        # smooth. With betas about 0 a random one is chaotic: the model's own rounding
+        # in float32 is 1e-5 in ResNet50, and 3e-5 in InceptionV3.
         if layer.scale:
             layer.gamma.assign(rng.uniform(0.5, 1.5, layer.gamma.shape))
-        layer.beta.assign(rng.uniform(-0.5, 0.5, layer.beta.shape))
+        layer.beta.assign(rng.uniform(0.5, 1.5, layer.beta.shape))
     for _ in range(6):
         model(images(rng), training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
@@ -57,7 +60,10 @@ def application(name):
 
 
 def images(rng):
-    return rng.uniform(-1.0, 1.0, (BATCH, SIZE, SIZE, 3)).astype("float32")
+    """Random images with large and small structures."""
+    coarse = rng.normal(size=(BATCH, 6, 6, 3)).repeat(SIZE // 6, 1).repeat(SIZE // 6, 2)
+    fine = rng.normal(size=(BATCH, SIZE, SIZE, 3))
+    return (0.5 * coarse + 0.2 * fine).astype("float32")
 
 
 def disagreement(a, b, x):
@@ -147,6 +153,9 @@ def describe(row):
 def main():
     arguments = harness.arguments(__doc__.splitlines()[0])
     names = MODELS[:1] if arguments.quick else MODELS
+    if keras.config.backend() == "torch":
+        # Keras 3.15 has it on the other backends only.
+        names = [name for name in names if name != "NASNetMobile"]
     rows = [row for name in names for row in measure(name, arguments.timing)]
     print(harness.write(arguments.output, "folding", rows))
     if any(row["status"] != "ok" for row in rows):

@@ -58,6 +58,7 @@ CONTRACT = f"{BACKEND}/test_contract.py"
 INTEROP = "tests/tools/test_interop.py"
 TORCH_INTEROP = "tests/tools/test_torch_interop.py"
 CONVERSION, FREEZING = "tests/tools/test_conversion.py", "tests/tools/test_freezing.py"
+FOLD = "tests/tools/test_folding.py::test_"
 COMBINATIONS = "tests/test_combinations.py::test_what_has_failed_once_is_the_oracles"
 
 
@@ -2620,6 +2621,206 @@ OBSERVING = [
 ]
 
 
+FOLDING = [
+    Mutant(
+        "folds_without_the_deviation",
+        "tools/affine.py",
+        'scale = self.weights["gamma"] * self.inverse',
+        'scale = self.weights["gamma"] * 1.0',
+        only(f"{FOLD}weights_are_computed_in_float64_and_rounded_once"),
+    ),
+    Mutant(
+        "folds_the_means_the_wrong_way",
+        "tools/affine.py",
+        "shift = self._bias() - self.mean * scale",
+        "shift = self._bias() + self.mean * scale",
+        only(f"{FOLD}weights_are_computed_in_float64_and_rounded_once"),
+    ),
+    Mutant(
+        "folds_statistics_as_stored",
+        "tools/affine.py",
+        "    if not isinstance(layer, BatchNormalization):\n",
+        "    if True:\n",
+        only(f"{FOLD}arguments_of_ours_are_folded"),
+    ),
+    Mutant(
+        "folds_the_bias_unscaled",
+        "tools/affine.py",
+        "self._bias() * scale + shift",
+        "self._bias() + shift",
+        only(f"{FOLD}weights_are_computed_in_float64_and_rounded_once"),
+    ),
+    Mutant(
+        "folds_groups_one_by_one",
+        "tools/affine.py",
+        "np.repeat(groups, self._sizes()[1] // len(groups), axis=0).T",
+        "np.tile(groups.T, self._sizes()[1] // len(groups))",
+        only(f"{FOLD}every_linear_layer_takes_what_is_behind_and_before_it"),
+    ),
+    Mutant(
+        "folds_depthwise_by_multiplier",
+        "tools/affine.py",
+        'return vector.reshape(self.weights["kernel"].shape[-2:])',
+        'return vector.reshape(self.weights["kernel"].shape[:-3:-1]).T',
+        only(f"{FOLD}every_linear_layer_takes_what_is_behind_and_before_it"),
+    ),
+    Mutant(
+        "folds_shifts_into_padding",
+        "tools/affine.py",
+        'pads = layer.padding != "valid" and',
+        "pads = False and",
+        only(f"{FOLD}padding_matters_only_before_the_layer"),
+    ),
+    Mutant(
+        "folds_into_no_same_padding",
+        "tools/affine.py",
+        "* stride + reach > size",
+        "* stride + reach >= size",
+        only(f"{FOLD}same_padding_that_pads_nothing_is_none"),
+    ),
+    Mutant(
+        "folds_shifts_into_transposed",
+        "tools/affine.py",
+        "if max(*layer.kernel_size, *layer.strides) > 1:",
+        "if False:",
+        only(f"{FOLD}transposed_convolutions_take_what_is_behind_them"),
+    ),
+    Mutant(
+        "folds_through_any_activation",
+        "tools/affine.py",
+        "layer.activation is not keras.activations.linear",
+        "False",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_through_maxima",
+        "tools/affine.py",
+        "if kind in _MAXIMA and (affine.scale < 0).any():",
+        "if False:",
+        only(f"{FOLD}maxima_let_maps_through_that_keep_the_order"),
+    ),
+    Mutant(
+        "folds_through_zero_padding",
+        "tools/affine.py",
+        "if kind in _PADDINGS and affine.shift.any():",
+        "if False:",
+        only(f"{FOLD}explicit_padding_is_passed_by_maps_without_a_shift"),
+    ),
+    Mutant(
+        "folds_through_any_interpolation",
+        "tools/affine.py",
+        'layer.interpolation not in ("nearest", "bilinear")',
+        "False",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_flattened_channels_first_as_last",
+        "tools/affine.py",
+        "if type(layer) is layers.Flatten and _channels_first(layer) and",
+        "if False and",
+        only(f"{FOLD}flattening_and_reshaping_are_followed"),
+    ),
+    Mutant(
+        "folds_the_wrong_part",
+        "tools/affine.py",
+        "a.take(range(ends[i] - sizes[i], ends[i]), axis)",
+        "a.take(range(sizes[i]), axis)",
+        only(f"{FOLD}concatenated_layers_take_a_part_each"),
+    ),
+    Mutant(
+        "folds_into_constraints",
+        "tools/affine.py",
+        'if getattr(layer, f"{name}_constraint", None) is not None:',
+        "if False:",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_einsum_biases_of_less_axes",
+        "tools/affine.py",
+        "if size > 1 or letter in self.bias_axes",
+        "if letter in self.bias_axes",
+        only(f"{FOLD}every_linear_layer_takes_what_is_behind_and_before_it"),
+    ),
+    Mutant(
+        "folds_and_forgets_statistics",
+        "tools/affine.py",
+        "        for weight, value in zip(new, old, strict=True):\n",
+        "        for weight, value in ():\n",
+        only(f"{FOLD}any_number_in_a_row_is_folded"),
+    ),
+    Mutant(
+        "folds_what_others_use",
+        "tools/folding.py",
+        "if len(self._users[id(tensor)]) > 1:",
+        "if False:",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_into_one_of_two",
+        "tools/folding.py",
+        "if call is None or more:",
+        "if call is None:",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_into_shared_layers",
+        "tools/folding.py",
+        '[id(layer)]) > 1:\n            raise Kept(f"{described',
+        '[id(layer)]) > 9:\n            raise Kept(f"{described',
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_before_activations",
+        "tools/folding.py",
+        "            if _activation(layer) is not None:\n",
+        "            if False:\n",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_over_dtypes",
+        "tools/folding.py",
+        "if layer.compute_dtype != normalization.compute_dtype:",
+        "if False:",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+    Mutant(
+        "folds_the_first_first",
+        "tools/folding.py",
+        "for call in reversed(left):",
+        "for call in left:",
+        only(f"{FOLD}any_number_in_a_row_is_folded"),
+    ),
+    Mutant(
+        "folds_far_means",
+        "tools/folding.py",
+        "if far * np.finfo(dtype).eps > _FARTHEST_MEAN:",
+        "if False:",
+        only(f"{FOLD}means_that_would_cost_digits_are_kept_before_a_layer"),
+    ),
+    Mutant(
+        "folds_to_infinity",
+        "tools/folding.py",
+        'np.finfo("float16" if half else "float32").max',
+        'np.finfo("float32").max',
+        only(f"{FOLD}weights_that_would_overflow_are_kept"),
+    ),
+    Mutant(
+        "folds_models_with_a_call",
+        "tools/graphs.py",
+        "is_built(layer) and type(layer).call is cls.call",
+        "is_built(layer)",
+        only(f"{FOLD}what_cannot_be_folded_is_refused"),
+    ),
+    Mutant(
+        "folds_calls_that_train",
+        "tools/graphs.py",
+        "v is not None and v is not False for v in others.values()",
+        "False for v in others.values()",
+        only(f"{FOLD}what_is_kept_has_its_reason"),
+    ),
+]
+
+
 def on(backend, mutants):
     """The same rows on another backend."""
     return [replace(mutant, backend=backend) for mutant in mutants]
@@ -2634,6 +2835,7 @@ MUTANTS = [
     *TOOLS,
     *OBSERVING,
     *EXCHANGE,
+    *FOLDING,
     *on("jax", JAX),
     *on("tensorflow", TENSORFLOW),
 ]

@@ -88,18 +88,18 @@ def _space(layer, rank):
 
 def _through(layer, affine, shapes):
     """Layers that keep the axes: they compute the same from each channel's values."""
-    name = type(layer)
-    if name in _AS_THEY_ARE or (
-        name is layers.Activation and layer.activation is keras.activations.linear
-    ):
+    kind = type(layer)
+    if kind is layers.Activation and layer.activation is not keras.activations.linear:
+        raise Kept(f"{described(layer)} isn't linear.")
+    if kind in _AS_THEY_ARE:
         return affine
     if any(affine.varies_along(axis) for axis in _space(layer, affine.scale.ndim)):
         raise Kept(f"Its channels aren't those of {described(layer)}.")
-    if name in _MAXIMA and (affine.scale < 0).any():
+    if kind in _MAXIMA and (affine.scale < 0).any():
         raise Kept(f"{described(layer)} takes the largest, and a scale is negative.")
-    if name in _PADDINGS and affine.shift.any():
+    if kind in _PADDINGS and affine.shift.any():
         raise Kept(f"{described(layer)} pads with zeros, which it would shift.")
-    if name in _UP_SAMPLINGS and layer.interpolation not in ("nearest", "bilinear"):
+    if kind in _UP_SAMPLINGS and layer.interpolation not in ("nearest", "bilinear"):
         raise Kept(f"{described(layer)} interpolates by weights that needn't sum to 1.")
     return affine
 
@@ -211,6 +211,7 @@ def _named(pattern, ranks=(1, 2, 3)):
 
 # At inference they do nothing.
 _AS_THEY_ARE = {
+    layers.Activation,  # the linear one
     layers.ActivityRegularization,
     layers.AlphaDropout,
     layers.Dropout,
@@ -228,7 +229,6 @@ _PADDINGS = set(_named("ZeroPadding{}D"))
 # The others repeat.
 _UP_SAMPLINGS = {layers.UpSampling2D}
 _KEEP_AXES = {
-    layers.Activation,
     *_AS_THEY_ARE,
     *_MAXIMA,
     *_PADDINGS,

@@ -98,7 +98,7 @@ def fold(model):
 
     >>> import keras, keras_bnx
     >>> dense = keras.layers.Dense(4, use_bias=False, name="dense")
-    >>> norm = keras_bnx.BatchNormalization(name="norm")
+    >>> norm = keras_bnx.BatchNormalization(beta_initializer="ones", name="norm")
     >>> layers = [keras.Input((3,)), dense, norm, keras.layers.ReLU()]
     >>> model, report = keras_bnx.fold(keras.Sequential(layers))
     >>> len(model.layers), model.layers[0].use_bias

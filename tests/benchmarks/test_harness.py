@@ -234,6 +234,11 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
             for sweep in ("elements", "channels")
         ],
     )
+    folded = {"model": "A", "folded": 3, "normalizations": 4, "error_float32": 1e-7}
+    folded |= {"error_float64": "", "p20_ms": 1.0, "p80_ms": 9.0}
+    times = {"before": 4.0, "folded": 2.0}
+    rows = [{**folded, "provider": p, "median_ms": ms} for p, ms in times.items()]
+    harness.write(tmp_path, "folding", rows)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
     monkeypatch.setattr(sys, "argv", ["report", "--output", str(tmp_path)])
@@ -243,11 +248,12 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
 
     assert readme.read_text() == text
     assert text.startswith("before\n") and text.endswith("\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     # ours / Keras, ours / native and ours / ours generic
     assert "| training | 0.25 |  | 0.50 |" in text
     assert "| 10.0 (9.0 to 41.0) | 20.0 (9.0 to 41.0) |" in text
     assert "| refused |" in text and "native, 64x4x3, float32: Refused: too" in text
+    assert "| A | 3 of 4 | 1e-07 |  | 4.00 (1.00 to 9.00) | 2.00 (" in text
     assert (path.parent / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 

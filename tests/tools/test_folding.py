@@ -381,6 +381,10 @@ def test_any_number_in_a_row_is_folded(cls, float64):
     assert_folded(model, into=["conv"] * 3)
     model = sequential(layers.ReLU(), cls(), cls(scale=False), cls(), conv)
     assert_folded(model, into=["conv"] * 3)
+    # One that takes none itself, and waits for the other to be gone.
+    first = cls(beta_constraint="non_neg")
+    model = sequential(layers.ReLU(), first, cls(), layers.Conv2D(3, 2, name="conv"))
+    assert_folded(model, into=["conv"] * 2)
     # Where no other layer can, the first one takes the rest.
     model = sequential(
         layers.ReLU(), cls(name="first", scale=False, center=False), cls(), cls()
@@ -506,6 +510,12 @@ KEPT = {
         ),
         "'elu' (ELU) isn't linear",
     ),
+    "an activation as a layer": (
+        lambda x: BatchNormalization(name="norm")(
+            layers.Activation("relu", name="relu")(layers.Conv2D(4, 3)(x))
+        ),
+        "'relu' (Activation) isn't linear",
+    ),
     "an activation": (convolution(activation="tanh"), "'conv' (Conv2D) has an activ"),
     "bias constraint": (convolution(bias_constraint="non_neg"), "bias_constraint"),
     "kernel constraint": (convolution(kernel_constraint="max_norm"), "kernel_const"),
@@ -585,8 +595,8 @@ def test_means_that_would_cost_digits_are_kept_before_a_layer():
 def test_an_activation_of_the_normalization_stays(float64):
     norm = BatchNormalization(name="norm")
     model = sequential(layers.Conv2D(4, 3, name="conv"), norm, layers.Dropout(0.5))
-    expected = np.tanh(to_numpy(model(data(model))))
-    norm.activation = keras.activations.tanh
+    expected = np.maximum(to_numpy(model(data(model))), 0.0)
+    norm.activation = keras.activations.relu
     copy, report = fold(model)
     assert report == [Folding("norm", "conv", None)]
     assert type(copy.get_layer("norm")) is layers.Activation
@@ -824,6 +834,7 @@ def random_model(seed):
     def other():
         return pick(
             lambda: layers.ReLU(),
+            lambda: layers.Activation("relu"),
             lambda: layers.Dropout(0.5),
             lambda: layers.MaxPooling2D(2, 1, padding=pick("same", "valid")),
             lambda: layers.AveragePooling2D(2, 1, padding=pick("same", "valid")),
@@ -875,7 +886,7 @@ def test_more_random_graphs_compute_the_same(seed, float64):
 # Of how many; all, or those that have no linear layer before them.
 APPLICATIONS = {
     "ResNet50": (53, 53),
-    "ResNet50V2": (33, 49),
+    "ResNet50V2": (32, 49),
     "MobileNetV2": (52, 52),
     "MobileNetV3Small": (34, 34),
     "EfficientNetB0": (49, 49),
@@ -892,10 +903,12 @@ def application(name, **arguments):
         weights=None, input_shape=(size, size, 3), classes=10, **arguments
     )
     rng = np.random.default_rng(0)
-    # The statistics that the data have, so that all layers count.
+    # The statistics that the data have, so that all layers count. With betas about 0 a
+    # random network is chaotic: InceptionV3's own rounding is 3e-5 in float32 then.
     for layer in model.layers:
         if isinstance(layer, KERAS):
             layer.momentum = 0.5
+            layer.beta.assign(rng.uniform(0.5, 1.5, layer.beta.shape))
     x = rng.normal(size=(2, size, size, 3))
     for _ in range(5):
         model(x, training=True)
@@ -924,4 +937,6 @@ def test_networks_keep_what_comes_before_an_activation(name):
     "name", [n for n in APPLICATIONS if n not in ("ResNet50V2", "DenseNet121")]
 )
 def test_networks_are_folded_as_a_whole(name):
+    if name == "NASNetMobile" and BACKEND == "torch":
+        pytest.skip("Keras 3.15 has no NASNet on PyTorch.")
     assert_application_is_folded(name)
