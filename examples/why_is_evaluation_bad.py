@@ -1,8 +1,8 @@
 """Finds why evaluation is bad, three times, and cures it.
 
-    python examples/why_is_evaluation_bad.py                 # 8x8 digits, in scikit-learn
+    python examples/why_is_evaluation_bad.py              # digits, in scikit-learn
     python examples/why_is_evaluation_bad.py --quick
-    python examples/why_is_evaluation_bad.py --data mnist    # 28x28
+    python examples/why_is_evaluation_bad.py --data mnist # 28x28, downloaded
 
 Training is fine and evaluation isn't: in training a normalization takes the batch's
 mean and variance, in evaluation its moving statistics. A convolutional network with
@@ -17,8 +17,8 @@ four of them learns digits; it is whole in the first row, broken in others:
 |                            | of the contrast, a grey ground, noise                   |
 | batches of 4               | nothing else: a tenth of each of the last batches is    |
 |                            | what moving statistics are made of                      |
-| batches of 4, momentum 0.1 | 0.1 is PyTorch's number for Keras's 0.9, and here weighs |
-|                            | the old value: moving statistics are the last batch's   |
+| batches of 4, momentum 0.1 | 0.1 is PyTorch's number for Keras's 0.9; in Keras it is |
+|                            | the old value's weight: 90 % are the last batch's       |
 
 `statistics_report` is given the data and no labels, and names the layers whose moving
 statistics are off; `recalibrate` takes the statistics of the same data. For momentum
