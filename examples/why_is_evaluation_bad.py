@@ -15,8 +15,8 @@ four of them learns digits; it is whole in the first row, broken in others:
 |                            | are the initial 0 and 1                                 |
 | shifted data               | the healthy network meets another camera's images: 30 % |
 |                            | of the contrast, a grey ground, noise                   |
-| batches of 4               | nothing else: a tenth of each of the last batches is    |
-|                            | what moving statistics are made of                      |
+| batches of 4               | nothing else: at momentum 0.9 moving statistics look    |
+|                            | back on ten batches, 40 images; not under `--quick`     |
 | batches of 4, momentum 0.1 | 0.1 is PyTorch's number for Keras's 0.9; in Keras it is |
 |                            | the old value's weight: 90 % are the last batch's       |
 
