@@ -333,7 +333,7 @@ def _draw(rows):
     ]
     figure.legend(handles=marks, loc="outside upper center", ncols=3, fontsize=8)
     top.set_title(
-        "Moving statistics against the data's: median and range over channels "
+        "Moving statistics against the data's: median and range over channels\n"
         f"(grey: within {NOTICEABLE})",
         fontsize=10,
     )
