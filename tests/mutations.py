@@ -2612,6 +2612,27 @@ OBSERVING = [
         planted("accumulation"),
     ),
     Mutant(
+        "command_that_never_fails",
+        "__main__.py",
+        "return FAILED if findings.errors else 0",
+        "return 0",
+        only("tests/test_main.py::test_check_fails_on_errors_only"),
+    ),
+    Mutant(
+        "command_that_overwrites",
+        "__main__.py",
+        "if path.exists() and not arguments.overwrite:",
+        "if False:",
+        only("tests/test_main.py::test_what_cannot_be_done_says_so_and_writes_nothing"),
+    ),
+    Mutant(
+        "command_that_writes_in_place",
+        "__main__.py",
+        "        model.save(beside)\n",
+        "        model.save(path)\n",
+        only("tests/test_main.py::test_a_write_that_fails_leaves_the_old_file"),
+    ),
+    Mutant(
         "flow_stops_at_nested_models",
         "tools/graphs.py",
         "self._same |= zip(map(id, starts), call.inputs, strict=False)",

@@ -341,6 +341,10 @@ class Recalibrate(keras.callbacks.Callback):
         x, y, weights = keras.utils.unpack_x_y_sample_weight(
             data if isinstance(data, tuple) else (data,)
         )
+        if self._swaps():
+            # At the end SwapEMAWeights makes weights and their average one array, and
+            # JAX's `evaluate` gives its arrays away.
+            _write(_values(self.model.trainable_variables))
         self._is_evaluating = True
         try:
             return self.model.evaluate(

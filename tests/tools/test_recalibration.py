@@ -201,7 +201,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
+@pytest.mark.parametrize("arguments", OPTIONS, ids="-".join)
 def test_undo_restores_bit_for_bit(arguments):
     _, model = alone(BatchNormalization, **arguments)
     model(X[:10], training=True)
@@ -220,7 +220,7 @@ def test_undo_restores_bit_for_bit(arguments):
     assert_unchanged(model, before)
 
 
-@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
+@pytest.mark.parametrize("arguments", OPTIONS, ids="-".join)
 def test_inference_normalizes_by_the_population(arguments):
     layer, model = alone(BatchNormalization, **arguments)
     model(X[:10] + 9.0, training=True)
@@ -426,6 +426,22 @@ def test_metrics_are_reported_before_and_after(capsys):
     assert f"{first['before']['mae']:.4g} before" in printed
 
 
+def test_averaged_weights_are_evaluated_before_and_after():
+    y = np.repeat(Y, 2, axis=1)
+    model = compiled(use_ema=True, ema_momentum=0.8)
+    callback = Recalibrate(X, every=1, validation_data=(X, y))
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    history = fit(model, [swap, callback], epochs=2).history
+
+    assert [entry["epoch"] for entry in callback.history] == [0, 1, "end"]
+    after = [entry["after"]["loss"] for entry in callback.history]
+    np.testing.assert_allclose(after[:2], history["val_loss"], rtol=1e-5)
+    # At the end they are the same weights, and the same data.
+    np.testing.assert_allclose(after[2], after[1], rtol=1e-5)
+    found = model.evaluate(X, y, verbose=0)[0]
+    np.testing.assert_allclose(found, after[2], rtol=1e-5)
+
+
 def orders():
     swap = keras.callbacks.SwapEMAWeights
     checkpoint = lambda: keras.callbacks.ModelCheckpoint("x.keras")  # noqa: E731
@@ -441,7 +457,7 @@ def orders():
     ]
 
 
-@pytest.mark.parametrize(("makers", "words"), orders(), ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("makers", "words"), orders(), ids=range(5))
 def test_a_wrong_order_is_refused_with_the_right_one(makers, words):
     model = compiled(use_ema=True)
     before = weights_of(model)
