@@ -115,7 +115,8 @@ def minimums(session):
         "--numprocesses=2",
         "tests/test_batch_normalization.py",
         "tests/test_files.py",
-        "tests/test_conversion.py",
+        "tests/tools/test_conversion.py",
+        "tests/tools/test_recalibration.py",
         "tests/test_training.py",
         "-k",
         "not compiled",
@@ -180,7 +181,7 @@ def bench(session, backend):
     # One command for every machine: a GPU is what people have it for.
     device = "gpu" if shutil.which("nvidia-smi") else "cpu"
     python = prepare(session, f"{backend}-{device}", f"bench-{backend}")
-    for script in ("layer", "growth", "model", "report"):
+    for script in ("layer", "growth", "model", "folding", "recalibration", "report"):
         session.run(
             python,
             "-m",

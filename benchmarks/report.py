@@ -186,12 +186,40 @@ def folding(rows):
             {
                 **dict(zip(("device", "backend", "model"), key, strict=True)),
                 "folded": f"{row['folded']} of {row['normalizations']}",
-                "difference, float32": row["error_float32"],
-                "float64": row["error_float64"],
+                "difference, float32": scientific(row["error_float32"]),
+                "float64": scientific(row["error_float64"]),
                 "before": time(ok.get("before")),
                 "folded, ms": time(ok.get("folded")),
                 "folded / before": mean_ratio([ok], "folded", "before"),
                 "others took": disturbance(case),
+            }
+        )
+    return table(lines)
+
+
+def scientific(text):
+    return f"{float(text):.1e}" if text else ""
+
+
+def recalibration(rows):
+    """A row for each way to take the statistics."""
+    lines = []
+    for row in rows:
+        passes = {
+            "moving": "moving averages of training, batch 32",
+            "predict": "for comparison: `predict`, batch 256",
+            "one pass": f"`recalibrate`, batch {row['batch']}",
+            "layer by layer": f"a pass for each of {row['normalizations']} layers",
+        }
+        lines.append(
+            {
+                "device": row["device"],
+                "backend": row["backend"],
+                "statistics": passes[row["provider"]],
+                "seconds": f"{float(row['seconds']):.2g}",
+                "outputs off at most, deviations": f"{float(row['off']):.2g}",
+                "test loss": f"{float(row['loss']):.4f}",
+                "accuracy": f"{100 * float(row['accuracy']):.2f} %",
             }
         )
     return table(lines)
@@ -241,6 +269,8 @@ def main():
         parts += ["### Models", models(rows)]
     if rows := read(output, "folding"):
         parts += ["### Folded models", folding(rows)]
+    if rows := read(output, "recalibration"):
+        parts += ["### Recalibration", recalibration(rows)]
     if rows := read(output, "growth"):
         parts += ["### Growth"]
         for (device,), own in grouped(rows, "device"):

@@ -138,12 +138,12 @@ def train(ema_momentum, train_data, test_data, *, epochs, seed):
     def test(name):
         result[name] = model.evaluate(*test_data, batch_size=1000, verbose=0)[1]
 
-    def test_raw(epoch, logs):
+    def measure_raw(epoch, logs):
         # Before `fit` ends, and puts the averaged weights in.
         if epoch == epochs - 1:
-            result["raw errors"] = test_both("raw")
+            result["raw errors"] = measure_both("raw")
 
-    def test_both(name):
+    def measure_both(name):
         test(name)
         record = keras_bnx.recalibrate(
             model, x, batch_size=RECALIBRATION_BATCH_SIZE, verbose=0
@@ -158,9 +158,9 @@ def train(ema_momentum, train_data, test_data, *, epochs, seed):
         batch_size=BATCH_SIZE,
         epochs=epochs,
         verbose=0,
-        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=test_raw)],
+        callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=measure_raw)],
     )
-    result["errors"] = test_both("averaged")
+    result["errors"] = measure_both("averaged")
     return result
 
 
