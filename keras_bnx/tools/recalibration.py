@@ -79,9 +79,11 @@ def recalibrate(model, x, *, batch_size=None, steps=None, verbose="auto"):
     stay.
 
     A layer's inputs are those of layers that normalize by their batches, as in
-    training. At inference they come from layers that normalize by the population: the
-    larger the batches, the less they differ. See `benchmarks/README.md` for how
-    little, and for what a pass for each layer would cost.
+    training. At inference they come from layers that normalize by the population. What
+    that changes gets small with large batches: in a trained residual network of nine
+    normalizations the outputs of the worst were off by 0.001 deviations with batches
+    of 256, by 0.008 with 32 and by 0.04 with 8 (`benchmarks/README.md`). A pass for
+    each layer would leave nothing, and cost as many passes as there are layers.
 
     Virtual batches and renorm's corrections are for training: here a layer takes the
     whole batch. In processes of `torch.distributed` each passes its own data, and all

@@ -376,7 +376,7 @@ APPLICATIONS = {
     "Xception": {"never-updated"},
     "MobileNetV3Small": {"never-updated"},
     "NASNetMobile": {"never-updated"},
-    "ResNet50V2": {"never-updated", "bias-before-normalization"},
+    "ResNet50V2": {"never-updated"},
 }
 
 
