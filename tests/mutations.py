@@ -1886,7 +1886,7 @@ TOOLS = [
     Mutant(
         "converted_counts_start_anew",
         "tools/conversion.py",
-        "            _copy_own(old.history, new.history)\n",
+        "            copy_own(old.history, new.history)\n",
         "            pass\n",
         only(f"{CONVERSION}::test_what_averages_know_and_what_is_frozen_is_kept"),
     ),
@@ -1906,7 +1906,7 @@ TOOLS = [
     ),
     Mutant(
         "converting_shares_buffers",
-        "tools/conversion.py",
+        "tools/models.py",
         "{key: ops.copy(value) for key, value in store.items()}",
         "store",
         only(f"{CONVERSION}::test_training_one_leaves_the_other_as_it_was"),
@@ -1943,8 +1943,8 @@ TOOLS = [
     Mutant(
         "dictionaries_are_not_searched",
         "tools/models.py",
-        "        return list(item.values())\n",
-        "        return []\n",
+        "            parts = list(item.values())\n",
+        "            pass\n",
         only("tests/tools/test_models.py"),
         reason="Keras lists layers of dictionaries among a layer's own, too",
     ),
@@ -2381,8 +2381,8 @@ OBSERVING = [
     Mutant(
         "models_in_reverse",
         "tools/models.py",
-        "waiting += reversed(parts(item))",
-        "waiting += parts(item)",
+        "waiting += reversed(parts)",
+        "waiting += parts",
         only(f"{REPORT}::test_without_data_the_weights_speak"),
     ),
     Mutant(

@@ -13,7 +13,7 @@ from keras_bnx import backends
 from keras_bnx.arguments import channel_axes
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.tools.graphs import flows
-from keras_bnx.tools.models import batch_normalizations, names, parts
+from keras_bnx.tools.models import batch_normalizations, names, walk
 from keras_bnx.tools.observation import is_trained, raise_unless_built
 from keras_bnx.tools.report import (
     HARMFUL,
@@ -317,18 +317,13 @@ def _streams(case):
 
 @_rule("time-distributed", "warning")
 def _time_distributed(case):
-    found, seen, waiting = [], set(), [case.model]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.layers.TimeDistributed):
-            try:
-                found += batch_normalizations(item)
-            except ValueError:
-                pass
-        waiting += parts(item)
+    found = [
+        layer
+        for outer in walk(case.model)
+        if isinstance(outer, keras.layers.TimeDistributed)
+        for layer in walk(outer)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
     if found:
         yield Found(
             case.names(found),

@@ -1,10 +1,9 @@
 """Copies of models with other batch normalization."""
 
 import keras
-from keras import ops
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.tools.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations, copy_own, copy_weights
 
 KERAS = keras.layers.BatchNormalization
 # These two themselves. What a subclass of either computes is its author's.
@@ -362,30 +361,14 @@ def _trains(old, new):
 def _copy_weights(old, new, converted):
     """Copies a layer's weights, but those of the converted layers in it."""
     if type(old) in _CONVERTED:
-        _copy_own(old, new)
+        copy_own(old, new)
         if getattr(old, "history", None) and getattr(new, "history", None):
-            _copy_own(old.history, new.history)
+            copy_own(old.history, new.history)
         return
     try:
-        # First as a file does it: `Normalization`, say, computes something from them.
-        _copy_own(old, new)
-        weights, values = (
-            [weight for weight in layer.weights if id(weight) not in converted]
-            for layer in (new, old)
-        )
-        for weight, value in zip(weights, values, strict=True):
-            weight.assign(ops.copy(value))
+        copy_weights(old, new, leave_out=converted)
     except Exception as error:
         raise _refusal(old, error) from error
-
-
-def _copy_own(old, new):
-    if not old.built:
-        return
-    store = {}
-    old.save_own_variables(store)
-    # Copies: JAX would keep the arrays themselves, and Keras donates them.
-    new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
 
 
 def _refusal(layer, error):

@@ -16,7 +16,7 @@ from keras_bnx.tools.affine import (
     passed_on,
     taker,
 )
-from keras_bnx.tools.models import batch_normalizations
+from keras_bnx.tools.models import batch_normalizations, copy_weights, table
 
 # How far a mean may be from 0, in deviations of its channel times eps of the dtype: the
 # layer behind would sum products that large, which cancel only after they were rounded.
@@ -48,16 +48,9 @@ class FoldingReport(list):
         return [record for record in self if record.into is not None]
 
     def __repr__(self):
-        rows = [("layer", "into", "reason"), *self]
-        rows = [[cell or "" for cell in row] for row in rows]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, f"{len(self.folded)} of {len(self)} folded"])
+        rows = [[cell or "" for cell in row] for row in self]
+        text = table(["layer", "into", "reason"], rows)
+        return f"{text}\n{len(self.folded)} of {len(self)} folded"
 
 
 def fold(model):
@@ -341,7 +334,7 @@ class _Plan:
             if id(old) in self.takers:
                 self.takers[id(old)].store(new)
             elif isinstance(old, keras.Layer) and id(old) not in settled:
-                _or_refuse(old, lambda old=old, new=new: graphs.copy_weights(old, new))
+                _or_refuse(old, lambda old=old, new=new: copy_weights(old, new))
         if self.model.compiled:
             copy.compile_from_config(self.model.get_compile_config())
         return copy

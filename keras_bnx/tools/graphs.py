@@ -4,9 +4,8 @@ import functools
 from typing import Any, NamedTuple
 
 import keras
-from keras import ops
 
-from keras_bnx.tools.models import parts
+from keras_bnx.tools.models import walk
 
 
 class Call(NamedTuple):
@@ -154,19 +153,6 @@ def build(graph, layer_for):
     return keras.Model(inputs, filled(graph.outputs), name=model.name)
 
 
-def copy_weights(old, new):
-    """Gives a layer the weights of another one of the same config."""
-    if not old.built:
-        return
-    # First as a file does it: `Normalization`, say, computes something from them.
-    store = {}
-    old.save_own_variables(store)
-    # Copies: JAX would keep the arrays themselves, and Keras donates them.
-    new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
-    for weight, value in zip(new.weights, old.weights, strict=True):
-        weight.assign(ops.copy(value))
-
-
 def _tensors(structure):
     flat = keras.tree.flatten(structure)
     return [x for x in flat if isinstance(x, keras.KerasTensor)]
@@ -230,14 +216,5 @@ class Flow:
 
 def flows(model):
     """A `Flow` of the model; or of each model inside of it whose graph is known."""
-    found, seen, waiting = [], {}, [model]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        seen[id(item)] = item
-        if is_graph(item):
-            found.append(Flow(item))
-        else:
-            waiting += reversed(parts(item))
-    return found
+    outside = walk(model, enter=lambda layer: not is_graph(layer))
+    return [Flow(layer) for layer in outside if is_graph(layer)]

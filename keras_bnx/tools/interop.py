@@ -15,6 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.tools.models import walk
 
 _KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -789,7 +790,7 @@ def _pairs(model, names):
             f"Received: {model.name!r} and names=None. Pass a dictionary of names."
         )
     by_name = {}
-    for layer in _all_layers(model):
+    for layer in walk(model):
         by_name.setdefault(layer.name, []).append(layer)
     pairs = []
     for name, layer in names.items():
@@ -808,23 +809,6 @@ def _pairs(model, names):
             f"Received: {sorted(twice)} twice. Name each layer once."
         )
     return pairs
-
-
-def _all_layers(model):
-    """Every layer of a model or layer, each once."""
-    seen, waiting = {}, [model]
-    while waiting:
-        item = waiting.pop()
-        if id(item) in seen:
-            continue
-        if isinstance(item, keras.Layer):
-            seen[id(item)] = item
-            waiting += [getattr(item, "layers", []), *vars(item).values()]
-        elif isinstance(item, dict):
-            waiting += item.values()
-        elif isinstance(item, (list, tuple)):
-            waiting += item
-    return seen.values()
 
 
 def _new_torch(layer):

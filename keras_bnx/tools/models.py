@@ -1,27 +1,46 @@
 """What tools over models share."""
 
 import keras
+from keras import ops
 
 
-def batch_normalizations(model):
-    """Every batch normalization of a model or layer, Keras's and ours.
+def walk(model, enter=lambda layer: True):
+    """Yields a model or layer and every layer inside, each once.
 
     They come in the order in which models and layers hold them.
 
-    Raises:
-        ValueError: if there is none.
+    Args:
+        model: a model or layer.
+        enter: function of a layer that says whether to look for others inside.
     """
-    found, seen, waiting = [], {}, [model]
+    seen, waiting = {}, [model]
     while waiting:
         item = waiting.pop()
         if id(item) in seen:
             continue
         seen[id(item)] = item
-        if isinstance(item, keras.layers.BatchNormalization):
-            found.append(item)
-        else:
-            # The next to be looked at is the last of those that wait.
-            waiting += reversed(parts(item))
+        parts = []
+        if isinstance(item, keras.Layer):
+            yield item
+            if enter(item):
+                # A model's layers, and those that are attributes.
+                parts = [getattr(item, "layers", []), *vars(item).values()]
+        elif isinstance(item, dict):
+            parts = list(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            parts = list(item)
+        # The next to be looked at is the last of those that wait.
+        waiting += reversed(parts)
+
+
+def batch_normalizations(model):
+    """Every batch normalization of a model or layer, Keras's and ours, in order.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    kind = keras.layers.BatchNormalization
+    found = [layer for layer in walk(model) if isinstance(layer, kind)]
     if not found:
         raise ValueError(
             "There is no batch normalization in the model. "
@@ -31,14 +50,31 @@ def batch_normalizations(model):
     return found
 
 
-def parts(item):
-    """What a layer or container holds: layers, and other things that may hold some."""
-    if isinstance(item, keras.Layer):
-        # A model's layers, and those that are attributes, in containers or not.
-        return [getattr(item, "layers", []), *vars(item).values()]
-    if isinstance(item, dict):
-        return list(item.values())
-    return list(item) if isinstance(item, (list, tuple, set)) else []
+def copy_weights(old, new, leave_out=()):
+    """Gives a layer the weights of another one, as a file would, and all others.
+
+    Args:
+        old, new: layers whose weights correspond.
+        leave_out: ids of weights of either that have been copied.
+    """
+    # First as a file does it: `Normalization`, say, computes something from them.
+    copy_own(old, new)
+    weights, values = (
+        [weight for weight in layer.weights if id(weight) not in leave_out]
+        for layer in (new, old)
+    )
+    for weight, value in zip(weights, values, strict=True):
+        weight.assign(ops.copy(value))
+
+
+def copy_own(old, new):
+    """Gives a layer what a file has of another one itself, without its layers'."""
+    if not old.built:
+        return
+    store = {}
+    old.save_own_variables(store)
+    # Copies: JAX would keep the arrays themselves, and Keras donates them.
+    new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
 
 
 def names(layers):

@@ -253,7 +253,7 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
     assert "| training | 0.25 |  | 0.50 |" in text
     assert "| 10.0 (9.0 to 41.0) | 20.0 (9.0 to 41.0) |" in text
     assert "| refused |" in text and "native, 64x4x3, float32: Refused: too" in text
-    assert "| A | 3 of 4 | 1e-07 |  | 4.00 (1.00 to 9.00) | 2.00 (" in text
+    assert "| A | 3 of 4 | 1.0e-07 |  | 4.00 (1.00 to 9.00) | 2.00 (" in text
     assert (path.parent / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
