@@ -350,7 +350,8 @@ def is_trained(layer):
 def _batch(layer, inputs, mask):
     axes = arguments.channel_axes(_axis(layer), len(inputs.shape))
     given = keras.backend.standardize_dtype(inputs.dtype)
-    dtype = "float64" if given == "float64" else "float32"
+    dtypes = (given, layer.compute_dtype, layer.variable_dtype)
+    dtype = "float64" if "float64" in dtypes else "float32"
     x = ops.cast(inputs, dtype)
     weights = None if mask is None else mask_to_weights(mask, x, dtype, axes=axes)
     return Batch(x, weights, axes, dtype)

@@ -79,6 +79,17 @@ def test_large_means_keep_their_deviations(cls):
     np.testing.assert_allclose(variance, x.var(0, dtype="float64"), rtol=1e-5)
 
 
+@pytest.mark.parametrize("cls", BOTH)
+def test_float64_layers_have_float64_statistics(cls, float64):
+    layer, model = alone(cls, dtype="float64")
+    # Keras reads arrays in its default dtype.
+    x = X.astype("float64")
+    recalibrate(model, x, verbose=0)
+
+    np.testing.assert_allclose(moving(layer)[0], x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(moving(layer)[1], x.var(0), rtol=1e-13)
+
+
 def test_the_divisor_is_the_layers():
     layer, model = alone(BatchNormalization, unbiased_moving_variance=True)
     recalibrate(model, X[:5], batch_size=2, verbose=0)
