@@ -2600,8 +2600,8 @@ OBSERVING = [
     Mutant(
         "check_momentum_in_too_many_steps",
         "tools/checks.py",
-        "found = [layer for layer, rest in slow.items() if rest > 0.01]",
-        "found = [layer for layer, rest in slow.items() if rest > 2.0]",
+        "if rest > 0.01 and (are_planned",
+        "if rest > 2.0 and (are_planned",
         planted("momentum", "never_moves"),
     ),
     Mutant(

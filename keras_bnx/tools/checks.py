@@ -3,6 +3,7 @@
 A rule is a function of a `_Case` that yields what it has `Found`; `check` runs all.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,6 +137,7 @@ class _Case:
         flows: `Flow` of what is known of its graph.
         rows: dictionary, by the layer's id its row of the report.
         has_data: whether something was seen.
+        batches: integer, in how many batches.
         optimizer: an optimizer, or `None`.
     """
 
@@ -150,7 +152,7 @@ class _Case:
                 f"{', '.join(rows)}. Pass data, or `statistics_report(model, data)`."
             )
         self.rows = {id(layer): rows[self._names[id(layer)]] for layer in layers}
-        self.has_data = report.samples > 0
+        self.has_data, self.batches = report.samples > 0, report.batches
         # That of mixed precision wraps the one that has the settings.
         self.optimizer = getattr(optimizer, "inner_optimizer", optimizer)
 
@@ -301,10 +303,16 @@ def _last(case):
 
 @_rule("several-streams", "warning")
 def _streams(case):
-    calls = {}
-    for _, call in case.normalizations():
-        calls.setdefault(id(call.operation), []).append(call.operation)
-    found = [several[0] for several in calls.values() if len(several) > 1]
+    calls = Counter(id(call.operation) for _, call in case.normalizations())
+    in_time = {id(layer) for layer in _in_time_distributed(case)}
+    found = []
+    for layer in case.layers:
+        # What isn't in a known graph shows in how often it was called.
+        seen = case.rows[id(layer)].seen
+        often = seen is not None and seen.calls > case.batches
+        if calls[id(layer)] > 1 or (often and id(layer) not in calls):
+            if id(layer) not in in_time:
+                found.append(layer)
     if found:
         yield Found(
             case.names(found),
@@ -317,13 +325,7 @@ def _streams(case):
 
 @_rule("time-distributed", "warning")
 def _time_distributed(case):
-    found = [
-        layer
-        for outer in walk(case.model)
-        if isinstance(outer, keras.layers.TimeDistributed)
-        for layer in walk(outer)
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    found = _in_time_distributed(case)
     if found:
         yield Found(
             case.names(found),
@@ -331,6 +333,16 @@ def _time_distributed(case):
             "makes an update of the moving ones for each.",
             "Leave TimeDistributed away: the layer takes (batch, time, ..., channels).",
         )
+
+
+def _in_time_distributed(case):
+    return [
+        layer
+        for outer in walk(case.model)
+        if isinstance(outer, keras.layers.TimeDistributed)
+        for layer in walk(outer)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
 
 
 @_rule("half-frozen", "warning")
@@ -396,7 +408,7 @@ def _after_compile(case):
 
 @_rule("slow-momentum", "warning")
 def _momentum(case):
-    steps = _steps(case.optimizer)
+    steps, are_planned = _steps(case.optimizer)
     slow = {
         layer: layer.momentum**steps if steps else float(layer.momentum == 1.0)
         for layer in case.layers
@@ -404,7 +416,12 @@ def _momentum(case):
         and layer.momentum is not None
         and not getattr(layer, "debias_moving_statistics", False)
     }
-    found = [layer for layer, rest in slow.items() if rest > 0.01]
+    found = [
+        layer
+        for layer, rest in slow.items()
+        # They may have been loaded, or recalibrated, before these steps or after.
+        if rest > 0.01 and (are_planned or not case.rows[id(layer)].error < NOTICEABLE)
+    ]
     if found:
         rest = max(slow.values())
         yield Found(
@@ -422,16 +439,16 @@ def _momentum(case):
 
 
 def _steps(optimizer):
-    """The steps that are planned, as far as a schedule says; or those made so far."""
+    """The steps that a schedule plans, and `True`; or those made so far."""
     if optimizer is None:
-        return 0
+        return 0, False
     schedule = optimizer.get_config().get("learning_rate")
     if isinstance(schedule, dict):
         # Their rate ends there; others' decay goes on and on.
         if schedule.get("class_name") in ("CosineDecay", "PolynomialDecay"):
             warmup = schedule["config"].get("warmup_steps") or 0
-            return int(schedule["config"]["decay_steps"] + warmup)
-    return int(ops.convert_to_numpy(optimizer.iterations))
+            return int(schedule["config"]["decay_steps"] + warmup), True
+    return int(ops.convert_to_numpy(optimizer.iterations)), False
 
 
 @_rule("several-epsilons", "info")

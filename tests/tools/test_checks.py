@@ -308,6 +308,26 @@ def test_what_is_harmless_in_our_layer_is_no_error():
     assert "large-mean" not in [f.rule for f in check(model, X + 1e5)]
 
 
+def test_what_is_recalibrated_after_few_steps_is_not_slow():
+    model, arguments = steps_made(True, BatchNormalization)
+    assert "slow-momentum" not in [f.rule for f in check(model, X, **arguments)]
+
+
+def test_several_streams_show_without_a_graph():
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = bn()
+
+        def call(self, x):
+            return self.norm(x) + self.norm(2 * x)
+
+    model = Twice()
+    model(X)
+    found = {finding.rule: finding.layers for finding in check(model, X)}
+    assert found["several-streams"] == ["bn"]
+
+
 def test_a_report_serves_as_data(monkeypatch):
     model, arguments = off(True, BatchNormalization)
     report = statistics_report(model, arguments["x"], verbose=0)
