@@ -63,6 +63,8 @@ def test_without_data_the_weights_speak(cls):
     first, second = (rows_of(report)[name] for name in ("first", "second"))
 
     assert [row.layer for row in report.rows] == ["first", "second"]
+    # Without data, in the order of the model.
+    assert [row.layer for row in report.in_order] == ["first", "second"]
     assert first.never_updated and not second.never_updated
     assert first.frozen and second.below_epsilon == 5
     assert math.isnan(first.error) and first.distance is None
