@@ -26,6 +26,19 @@ def test_each_is_found_once_wherever_it_is():
     assert batch_normalizations(shared) == [shared]
 
 
+def test_they_come_in_the_order_in_which_they_are_held():
+    class Held(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first = KERAS(name="a")
+            self.parts = [KERAS(name="b"), {"x": BatchNormalization(name="c")}]
+            self.last = KERAS(name="d")
+
+    inner = keras.Sequential([KERAS(name="e"), KERAS(name="f")])
+    model = keras.Sequential([KERAS(name="0"), Held(), inner])
+    assert [layer.name for layer in batch_normalizations(model)] == [*"0abcdef"]
+
+
 def test_a_model_without_any_is_named():
     with pytest.raises(ValueError, match=r"no batch normalization.*plain"):
         batch_normalizations(keras.Sequential([keras.layers.Dense(2)], name="plain"))
