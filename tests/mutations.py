@@ -2760,7 +2760,7 @@ FOLDING = [
         "tools/affine.py",
         "if size > 1 or letter in self.bias_axes",
         "if letter in self.bias_axes",
-        only(f"{FOLD}every_linear_layer_takes_what_is_behind_and_before_it"),
+        only(f"{FOLD}a_bias_of_fewer_axes_gets_those_of_the_normalization"),
     ),
     Mutant(
         "folds_and_forgets_statistics",

@@ -423,6 +423,12 @@ def test_several_axes_are_folded_where_the_layer_has_them(float64):
     assert_same(model, copy)
 
 
+def test_a_bias_of_fewer_axes_gets_those_of_the_normalization(float64):
+    linear = layers.EinsumDense("ab,bcd->acd", (3, 5), bias_axes="d", name="linear")
+    norm = BatchNormalization(axis=1)
+    assert_folded(sequential(linear, norm, shape=(7,)), into=["linear"])
+
+
 def norm2():
     return BatchNormalization(axis=[1, 2])
 
