@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import keras_bnx
+from keras_bnx.tools.checks import RULES
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -56,6 +57,10 @@ def test_the_readmes_tools_run(tmp_path, monkeypatch):
     if keras.config.backend() == "torch":
         exec(exchange, names)
         assert names["module"].num_features == 8
+
+
+def test_the_readme_counts_the_rules():
+    assert f"known to go wrong: {len(RULES)} rules" in README.read_text()
 
 
 def test_links_and_commands_of_the_readme_exist():
