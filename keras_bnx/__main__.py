@@ -12,7 +12,6 @@ was asked. The backend is Keras's: KERAS_BACKEND, or what keras.json says.
 """
 
 import argparse
-import contextlib
 import importlib
 import json
 import os
@@ -24,6 +23,7 @@ import keras
 import numpy as np
 
 import keras_bnx
+from keras_bnx.tools.models import written_whole
 
 FAILED, IMPOSSIBLE = 1, 2
 
@@ -243,14 +243,8 @@ def _raise_unless_free(arguments, suffix=".keras"):
 
 
 def _save(model, path):
-    """Writes the model beside the file first, so that it is never half of it."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.keras")
-    try:
+    with written_whole(path) as beside:
         model.save(beside)
-        os.replace(beside, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
     print(f"Wrote {path}.")
 
 

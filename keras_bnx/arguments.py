@@ -121,7 +121,8 @@ def _validate_limit(key, value, when=""):
 
 def channel_axes(axis, ndim):
     """Returns the channel axes of inputs of a rank, ascending and not negative."""
-    axes = axis if isinstance(axis, tuple) else (axis,)
+    # Keras's layer has a list where a file of Keras 2 had one.
+    axes = axis if isinstance(axis, (list, tuple)) else (axis,)
     for a in axes:
         if not -ndim <= a < ndim:
             raise ValueError(

@@ -2563,10 +2563,10 @@ OBSERVING = [
         only(f"{REPORT}::test_channels_are_counted"),
     ),
     Mutant(
-        "half_a_figure",
-        "tools/report.py",
-        '    beside = f"{path}.{os.getpid()}.part"\n',
-        "    beside = path\n",
+        "half_a_file",
+        "tools/models.py",
+        "        yield beside\n",
+        "        yield path\n",
         only(f"{REPORT}::test_a_write_that_fails_leaves_the_old_file"),
     ),
     Mutant(

@@ -267,9 +267,7 @@ def _axis(case):
                 continue
             first = getattr(other, "data_format", None) == "channels_first"
             channels = 1 if is_convolution and first else ndim - 1
-            axis = layer.axis
-            axis = tuple(axis) if isinstance(axis, (list, tuple)) else axis
-            if channels not in channel_axes(axis, ndim):
+            if channels not in channel_axes(layer.axis, ndim):
                 yield Found(
                     case.names([layer]),
                     f"axis={layer.axis} isn't the channel axis of {other.name!r}, "

@@ -1,5 +1,9 @@
 """What tools over models share."""
 
+import contextlib
+import os
+import pathlib
+
 import keras
 from keras import ops
 
@@ -105,3 +109,20 @@ def table(header, rows):
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """Gives a path beside a file to write to, which then takes the file's place.
+
+    Where writing fails, the file is as it was, and nothing is beside it.
+    """
+    path = pathlib.Path(path)
+    # Of the same suffix: Keras and matplotlib choose a format by it.
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()

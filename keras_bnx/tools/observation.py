@@ -348,19 +348,13 @@ def is_trained(layer):
 
 
 def _batch(layer, inputs, mask):
-    axes = arguments.channel_axes(_axis(layer), len(inputs.shape))
+    axes = arguments.channel_axes(layer.axis, len(inputs.shape))
     given = keras.backend.standardize_dtype(inputs.dtype)
     dtypes = (given, layer.compute_dtype, layer.variable_dtype)
     dtype = "float64" if "float64" in dtypes else "float32"
     x = ops.cast(inputs, dtype)
     weights = None if mask is None else mask_to_weights(mask, x, dtype, axes=axes)
     return Batch(x, weights, axes, dtype)
-
-
-def _axis(layer):
-    # Keras's layer has a list where a file of Keras 2 had one.
-    axis = layer.axis
-    return tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
 
 def _vector(weight, batch):

@@ -131,7 +131,7 @@ def recalibrate(model, x, *, batch_size=None, steps=None, verbose="auto"):
     seen = observe(
         model, x, batch_size=batch_size, steps=steps, verbose=verbose, finite=True
     )
-    named = names(batch_normalizations(model))
+    named = names(seen.layers)
     rows, not_called, before, writes = [], [], [], []
     for layer, what in seen.layers.items():
         if not is_trained(layer):

@@ -3,7 +3,6 @@
 import importlib
 import io
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,12 @@ from keras import ops
 
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.tools.distance import Distance, geometric_mean, root_mean_square
-from keras_bnx.tools.models import batch_normalizations, names, table
+from keras_bnx.tools.models import (
+    batch_normalizations,
+    names,
+    table,
+    written_whole,
+)
 from keras_bnx.tools.observation import (
     Observation,
     Seen,
@@ -263,17 +267,9 @@ def _never_updated(layer):
 
 
 def write_whole(path, content):
-    """Writes bytes into a file: beside it first, so that it never has half of them."""
-    path = os.fspath(path)
-    beside = f"{path}.{os.getpid()}.part"
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-        os.replace(beside, path)
-    except BaseException:
-        if os.path.exists(beside):
-            os.remove(beside)
-        raise
+    """Writes bytes into a file that never has half of them."""
+    with written_whole(path) as beside:
+        beside.write_bytes(content)
 
 
 # Okabe and Ito (2008): told apart by the colour-blind as well.
