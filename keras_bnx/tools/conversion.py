@@ -3,7 +3,12 @@
 import keras
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.tools.models import batch_normalizations, copy_own, copy_weights
+from keras_bnx.tools.models import (
+    batch_normalizations,
+    copy_own,
+    copy_weights,
+    copying_failed,
+)
 
 KERAS = keras.layers.BatchNormalization
 # These two themselves. What a subclass of either computes is its author's.
@@ -176,7 +181,7 @@ def _build_by_config(model, copy):
         with keras.name_scope(copy.name):
             copy.build_from_config(model.get_build_config())
     except Exception as error:
-        raise _refusal(model, error) from error
+        raise copying_failed(model, error) from error
     # Keras says so only after the first call.
     copy.built = True
 
@@ -310,7 +315,7 @@ def _clone_by_config(layer):
     try:
         return type(layer).from_config(_not_built(layer.get_config()))
     except Exception as error:
-        raise _refusal(layer, error) from error
+        raise copying_failed(layer, error) from error
 
 
 def _not_built(config):
@@ -368,12 +373,4 @@ def _copy_weights(old, new, converted):
     try:
         copy_weights(old, new, leave_out=converted)
     except Exception as error:
-        raise _refusal(old, error) from error
-
-
-def _refusal(layer, error):
-    return ValueError(
-        "A layer can't be copied by its `get_config`, `from_config` and weights. "
-        f"Received: {layer.name!r} of {type(layer).__name__}, which says: {error} "
-        "Correct the layer's methods."
-    )
+        raise copying_failed(old, error) from error

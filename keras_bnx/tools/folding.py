@@ -16,7 +16,12 @@ from keras_bnx.tools.affine import (
     passed_on,
     taker,
 )
-from keras_bnx.tools.models import batch_normalizations, copy_weights, table
+from keras_bnx.tools.models import (
+    batch_normalizations,
+    copy_weights,
+    copying_failed,
+    table,
+)
 
 # How far a mean may be from 0, in deviations of its channel times eps of the dtype: the
 # layer behind would sum products that large, which cancel only after they were rounded.
@@ -384,8 +389,4 @@ def _or_refuse(layer, function):
     try:
         return function()
     except Exception as error:
-        raise ValueError(
-            "A layer can't be copied by its `get_config`, `from_config` and weights. "
-            f"Received: {layer.name!r} of {type(layer).__name__}, which says: {error} "
-            "Correct the layer's methods."
-        ) from error
+        raise copying_failed(layer, error) from error

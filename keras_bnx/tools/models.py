@@ -81,6 +81,15 @@ def copy_own(old, new):
     new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
 
 
+def copying_failed(layer, error):
+    """The `ValueError` for a layer that isn't what its config and weights say."""
+    return ValueError(
+        "A layer can't be copied by its `get_config`, `from_config` and weights. "
+        f"Received: {layer.name!r} of {type(layer).__name__}, which says: {error} "
+        "Correct the layer's methods."
+    )
+
+
 def names(layers):
     """A name for each layer: its own, or its path where others have the same."""
     own = [layer.name for layer in layers]
