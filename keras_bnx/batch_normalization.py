@@ -9,6 +9,7 @@ from keras_bnx import arguments, backends
 from keras_bnx.averages import History, MovingStatistics, are_kept
 from keras_bnx.backends.contract import Affine, Batch, Statistics
 from keras_bnx.ops import replicas, virtual
+from keras_bnx.ops.activations import recognize
 from keras_bnx.ops.conditions import both
 from keras_bnx.ops.statistics import choose, exist, without_gradient
 from keras_bnx.ops.weights import (
@@ -125,6 +126,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             by undoing it. What is stored as moving statistics stays what Keras stores.
         axis_name: optional string, JAX's name of the axis of the replicas in
             `shard_map`, `pmap` or `vmap`. Other backends don't need it.
+        activation: optional activation, applied to what has been normalized: the name
+            of one in `keras.activations`, a callable, or a layer that keeps the shape.
+            What it needs for its gradient is computed anew from the inputs where that
+            saves memory: on PyTorch for `elu`, `gelu`, `hard_sigmoid`, `hard_silu`,
+            `leaky_relu`, `mish`, `relu`, `relu6`, `sigmoid`, `silu`, `softplus`,
+            `squareplus` and `tanh`. Any other is called as a layer behind would be.
         **kwargs: arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Call arguments:
@@ -187,6 +194,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         unbiased_moving_variance=False,
         debias_moving_statistics=False,
         axis_name=None,
+        activation=None,
         **kwargs,
     ):
         super(keras.layers.BatchNormalization, self).__init__(**kwargs)
@@ -225,6 +233,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
         self.unbiased_moving_variance = bool(unbiased_moving_variance)
         self.debias_moving_statistics = bool(debias_moving_statistics)
+        self.activation = keras.activations.get(activation)
         self.gamma = self.beta = None
         self.moving_mean = self.moving_variance = self.history = None
         self._frozen = ()
@@ -287,6 +296,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.history = History.of(self)
         if self.history is not None:
             self.history.build_for(shape, dtype)
+        if isinstance(self.activation, keras.Layer) and not self.activation.built:
+            self.activation.build(input_shape)
         self._apply_frozen()
 
     def compute_output_shape(self, input_shape):
@@ -298,10 +309,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         context = backends.active().replicas(self.axis_name)
         trains = self._trains(training, batch, context)
         if trains is False:
-            outputs = self._infer(batch)
-        else:
-            outputs = self._train(batch, trains, context)
-        return _cast(outputs, self.compute_dtype)
+            return self._infer(batch)
+        return self._train(batch, trains, context)
 
     def _infer(self, batch):
         """Normalizes by the moving statistics."""
@@ -311,12 +320,15 @@ class BatchNormalization(keras.layers.BatchNormalization):
         gamma, beta = self._gamma_and_beta(averages)
         if vary_by_channel(batch):
             gamma = leave_out_absent(gamma, are_counted(batch), batch)
-        return implementation.normalize(
+        recognized = recognize(self.activation)
+        outputs = implementation.normalize(
             batch,
             Statistics(mean, 0.0, variance),
             Affine(gamma, beta),
             epsilon=self.epsilon,
+            activation=recognized,
         )
+        return self._finished(outputs, recognized)
 
     def _train(self, batch, trains, context):
         """Normalizes by the batch, or virtual batches, which the averages follow.
@@ -328,7 +340,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """
         averages = MovingStatistics(self, batch.dtype)
         parts, reduction = self._parts(batch, context)
-        axis = parts[0].virtual_axis
+        axis, recognized = parts[0].virtual_axis, recognize(self.activation)
         outputs, taken = [], []
         for part in parts:
             implementation, part = self._implementation(part, reduction)
@@ -339,12 +351,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
                 implementation.normalize(
                     part,
                     choose(usable, moments, constants),
-                    self._affine(part, averages, moments, usable),
+                    self._affine(part, averages, moments, usable, batch, trains),
                     epsilon=self.epsilon,
+                    activation=recognized,
                     sum_gradients=reduction.sum_gradients,
                 )
             )
             taken.append(moments)
+        outputs = self._finished(virtual.join(outputs, axis), recognized)
         if not (backends.active().is_recomputing() or are_kept()):
             everyone = reduction.everyone(virtual.merge(taken, axis))
             everyone = without_gradient(everyone)
@@ -352,7 +366,21 @@ class BatchNormalization(keras.layers.BatchNormalization):
             usable = both(exist(everyone, averages.narrow_to), trains)
             averages.update(everyone, usable)
             averages.count_step(trains)
-        return virtual.join(outputs, axis)
+        return outputs
+
+    def _finished(self, outputs, recognized):
+        """Outputs of the policy's dtype, behind an activation that isn't recognized."""
+        outputs = _cast(outputs, self.compute_dtype)
+        if recognized is not None or self.activation is keras.activations.linear:
+            return outputs
+        shape, outputs = outputs.shape, self.activation(outputs)
+        if tuple(outputs.shape) != tuple(shape):
+            raise ValueError(
+                "An activation has to keep the shape. "
+                f"Received: activation={self.activation}, which makes "
+                f"{tuple(outputs.shape)} of {tuple(shape)}. Call it behind the layer."
+            )
+        return _cast(outputs, self.compute_dtype)
 
     def _batch(self, inputs, mask):
         """The inputs in the dtype that holds them and the outputs, and the mask.
@@ -427,7 +455,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             beta if self.beta is None else averages.read(self.beta),
         )
 
-    def _affine(self, batch, averages, moments, usable):
+    def _affine(self, batch, averages, moments, usable, whole, trains):
         """What scales and shifts a training batch: gamma and beta, corrected."""
         gamma, beta = self._gamma_and_beta(averages)
         if batch.virtual_axis is not None:
@@ -439,7 +467,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             r, d = averages.renorm_corrections(batch, moments, usable)
             gamma, beta = gamma * r, beta + gamma * d
         if vary_by_channel(batch):
-            gamma = leave_out_absent(gamma, moments.size > 0, batch)
+            counted = moments.size > 0
+            if batch.virtual_axis is not None and trains is not True:
+                # Should this be inference, it knows of no virtual batches.
+                everywhere = virtual.expand(are_counted(whole), batch)
+                counted = ops.where(trains, counted, everywhere)
+            gamma = leave_out_absent(gamma, counted, batch)
         return Affine(gamma, beta)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
@@ -510,6 +543,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             "unbiased_moving_variance": self.unbiased_moving_variance,
             "debias_moving_statistics": self.debias_moving_statistics,
             "axis_name": self.axis_name,
+            "activation": self._serialized_activation(),
             "frozen": list(self._frozen),
             # Keras's reader of `.h5` files drops an `axis` of several.
             "axes": list(self._axes) if len(self._axes) > 1 else None,
@@ -539,6 +573,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
             "synchronized": self.synchronized,
             **{name: value for name, value in more.items() if value},
         }
+
+    def _serialized_activation(self):
+        if self.activation is keras.activations.linear:
+            return None
+        return keras.activations.serialize(self.activation)
 
     @classmethod
     def from_config(cls, config):

@@ -8,6 +8,7 @@ BN: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
 BRN: Ioffe 2017, https://arxiv.org/abs/1702.03275.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,6 +69,7 @@ class Arguments:
     unbiased_moving_variance: bool = False
     debias_moving_statistics: bool = False
     largest: float = float(np.finfo("float32").max)
+    activation: str = None  # a name of `ACTIVATIONS`
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Step:
     share: np.ndarray  # w / n, 0 in channels with statistics of their own
     weights: np.ndarray
     arguments: Arguments
+    z: np.ndarray  # what goes into the activation
     parts: list = None  # a `Step` and a slice of each virtual batch
 
 
@@ -166,9 +169,14 @@ def batch_normalization(x, state, arguments, *, weights=None, training=True):
     with np.errstate(invalid="ignore"):
         x_hat = (rows - mean) * inv  # BN, Algorithm 1, line 3; Algorithm 2, line 11
     x_hat = np.where((w > 0) | np.isfinite(rows), x_hat, 0.0)
-    y = (x_hat * r + d) * gamma + beta  # BN, line 4; BRN, Algorithm 1, line 5
+    z = (x_hat * r + d) * gamma + beta  # BN, line 4; BRN, Algorithm 1, line 5
+    y = z
+    if a.activation is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            y = ACTIVATIONS[a.activation][0](z)
     share = np.where(usable, w / np.where(count > 0, count, 1.0), 0.0)
-    return Step(_restore(y, a.axis, shape), after, x_hat, inv, r, d, share, w, a)
+    y = _restore(y, a.axis, shape)
+    return Step(y, after, x_hat, inv, r, d, share, w, a, z)
 
 
 def gradients(step, dy, x):
@@ -189,6 +197,9 @@ def gradients(step, dy, x):
             vectors.append(dvectors)
         return dx, *(sum(v) for v in zip(*vectors, strict=True))
     dy = _rows(dy, a.axis)
+    if a.activation is not None:
+        with np.errstate(invalid="ignore", over="ignore"):
+            dy = dy * ACTIVATIONS[a.activation][1](step.z)
     x = _rows(x, a.axis)
     gamma = 1.0 if a.gamma is None else np.asarray(a.gamma, float)
     # The output of an element that was taken for the mean doesn't depend on the batch.
@@ -244,7 +255,7 @@ def _virtual_batches(x, state, a, weights):
     count, size, mean, variance = moments(x, w, axis=a.axis)
     usable = (size > 0) & _fits(mean, variance, a)
     after = _update(state, a, usable, count, size, mean, variance)
-    return Step(y, after, None, None, None, None, None, None, a, parts)
+    return Step(y, after, None, None, None, None, None, None, a, None, parts)
 
 
 def _fits(mean, variance, a):
@@ -322,6 +333,71 @@ def _update(state, a, usable, count, size, mean, variance):
         **more,
     )
 
+
+def _sigmoid(z):
+    return 1.0 / (1.0 + np.exp(-z))
+
+
+def _softplus(z):
+    return np.maximum(z, 0.0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def _normal(z):
+    """Density and distribution function of the standard normal distribution."""
+    density = np.exp(-(z**2) / 2.0) / math.sqrt(2.0 * math.pi)
+    return density, 0.5 * (1.0 + np.vectorize(math.erf, [float])(z / math.sqrt(2.0)))
+
+
+def _silu_like(inner, slope):
+    """`z * inner(z)` and its derivative."""
+    return lambda z: z * inner(z), lambda z: inner(z) + z * slope(z)
+
+
+def _dsigmoid(z):
+    return _sigmoid(z) * (1.0 - _sigmoid(z))
+
+
+# By the names of `keras.activations`, with their default arguments: the function, and
+# its derivative, at a kink that from the left.
+ACTIVATIONS = {
+    "elu": (
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0.0))),
+        lambda z: np.where(z > 0, 1.0, np.exp(np.minimum(z, 0.0))),
+    ),
+    "gelu": _silu_like(lambda z: _normal(z)[1], lambda z: _normal(z)[0]),
+    "hard_sigmoid": (
+        lambda z: np.clip(z / 6.0 + 0.5, 0.0, 1.0),
+        lambda z: np.where(np.abs(z) < 3.0, 1.0 / 6.0, 0.0),
+    ),
+    "hard_silu": _silu_like(
+        lambda z: np.clip(z / 6.0 + 0.5, 0.0, 1.0),
+        lambda z: np.where(np.abs(z) < 3.0, 1.0 / 6.0, 0.0),
+    ),
+    "leaky_relu": (
+        lambda z: np.where(z > 0, z, 0.2 * z),
+        lambda z: np.where(z > 0, 1.0, 0.2),
+    ),
+    "mish": _silu_like(
+        lambda z: np.tanh(_softplus(z)),
+        lambda z: (1.0 - np.tanh(_softplus(z)) ** 2) * _sigmoid(z),
+    ),
+    "relu": (
+        lambda z: np.maximum(z, 0.0),
+        lambda z: np.where(z > 0, 1.0, 0.0),
+    ),
+    "relu6": (
+        lambda z: np.clip(z, 0.0, 6.0),
+        lambda z: np.where((z > 0) & (z < 6), 1.0, 0.0),
+    ),
+    "sigmoid": (_sigmoid, _dsigmoid),
+    "silu": _silu_like(_sigmoid, _dsigmoid),
+    "softplus": (_softplus, _sigmoid),
+    "squareplus": (
+        lambda z: (z + np.sqrt(z**2 + 4.0)) / 2.0,
+        lambda z: (1.0 + z / np.sqrt(z**2 + 4.0)) / 2.0,
+    ),
+    "tanh": (np.tanh, lambda z: 1.0 - np.tanh(z) ** 2),
+}
 
 _DEBIASED = ("mean", "scale", "renorm_mean", "renorm_stddev")
 

@@ -59,6 +59,7 @@ INTEROP = "tests/tools/test_interop.py"
 TORCH_INTEROP = "tests/tools/test_torch_interop.py"
 CONVERSION, FREEZING = "tests/tools/test_conversion.py", "tests/tools/test_freezing.py"
 FOLD = "tests/tools/test_folding.py::test_"
+ACTIVATION = "tests/test_activation.py::test_"
 COMBINATIONS = "tests/test_combinations.py::test_what_has_failed_once_is_the_oracles"
 
 
@@ -975,7 +976,7 @@ LAYER = [
     Mutant(
         "a_channel_of_padding_is_scaled",
         "batch_normalization.py",
-        "            gamma = leave_out_absent(gamma, moments.size > 0, batch)\n",
+        "            gamma = leave_out_absent(gamma, counted, batch)\n",
         "            pass\n",
         combination("absent_channel"),
     ),
@@ -1622,7 +1623,7 @@ GENERIC = [
     Mutant(
         "the_formula_forgets_gamma",
         "backends/generic.py",
-        "dx = dx * per_element(gamma * inverse, batch)",
+        "dx = dx * per_element(affine.gamma * inverse, batch)",
         "dx = dx * per_element(inverse, batch)",
         only(
             f"{BACKEND}/test_generic.py::"
@@ -1683,8 +1684,8 @@ TORCH = [
     Mutant(
         "torch_ignores_the_rest",
         "backends/torch.py",
-        "shift + residual if is_vector else shift, variance",
-        "shift, variance",
+        "mean, shift = shift + residual if is_vector else shift, None",
+        "mean, shift = shift, None",
         outputs("dense", "raw_table"),
         reason="where the mean is so large that the rest is one, the digits of a "
         "rounded sum are cut by epsilon",
@@ -1848,8 +1849,8 @@ TORCH = [
     Mutant(
         "torch_forgets_replicas_on_a_gpu",
         "backends/torch.py",
-        "torch.stack(sums), inverse_count, sum_gradients",
-        "torch.stack(sums), inverse_count, None",
+        "torch.stack(sums), _flat(inverse_count), sum_gradients",
+        "torch.stack(sums), _flat(inverse_count), None",
         only(f"{BACKEND}/test_torch.py::test_a_gpus_two_kernels_are_the_formula"),
     ),
     Mutant(
@@ -1869,11 +1870,113 @@ TOOLS = [
         "            if isinstance(layer, _CONVERTED):\n                copy",
         only(f"{CONVERSION}::test_subclasses_are_kept"),
     ),
+    # The activation of the layer.
+    Mutant(
+        "a_traced_inference_has_virtual_batches",
+        "batch_normalization.py",
+        "if batch.virtual_axis is not None and trains is not True:",
+        "if False:",
+        only(COMBINATIONS),
+        backend="tensorflow",
+    ),
+    Mutant(
+        "relu_with_a_threshold_is_relu",
+        "ops/activations.py",
+        "arguments = {k: v for k, v in arguments.items() if v}",
+        "arguments = {k: v for k, v in arguments.items() if v and k != 'threshold'}",
+        only(f"{OPS}/test_activations.py::test_others_are_not_taken_for_one"),
+    ),
+    Mutant(
+        "an_activation_forgets_its_arguments",
+        "ops/activations.py",
+        "{**_DEFAULTS[name], **arguments}",
+        "_DEFAULTS[name]",
+        only(f"{OPS}/test_activations.py::test_the_same_activation_has_one_name"),
+    ),
+    Mutant(
+        "an_activation_is_left_out",
+        "backends/generic.py",
+        "return y if activation is None else activation(y)",
+        "return y",
+        only(f"{ACTIVATION}it_meets_every_other_option"),
+    ),
+    Mutant(
+        "an_activations_gradient_is_left_out",
+        "backends/generic.py",
+        "        dy = through_activation(dy, z)\n",
+        "        pass\n",
+        only(f"{ACTIVATION}it_meets_every_other_option"),
+    ),
+    Mutant(
+        "an_activations_gradient_has_no_second_order",
+        "backends/generic.py",
+        "statistics = statistics._replace(residual=residual, variance=variance)",
+        "pass",
+        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+    ),
+    Mutant(
+        "an_activations_second_gradient_is_of_a_kernel",
+        "backends/torch.py",
+        "_through_again if again else _through",
+        "_through",
+        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+    ),
+    Mutant(
+        "torch_keeps_what_an_activation_needs",
+        "backends/torch.py",
+        "    with saved_tensors_hooks(is_input, again):\n",
+        "    if True:\n",
+        only(f"{ACTIVATION}no_more_than_the_inputs_is_kept"),
+    ),
+    Mutant(
+        "torch_takes_outputs_for_inputs_of_an_activation",
+        "backends/torch.py",
+        "return z if is_input else activation(z)",
+        "return z",
+        only(f"{ACTIVATION}each_activation_is_the_oracles"),
+    ),
+    Mutant(
+        "jax_keeps_what_an_activation_needs",
+        "backends/jax.py",
+        "    @jax.checkpoint\n    def activated",
+        "    def activated",
+        only(f"{ACTIVATION}no_more_than_the_inputs_is_kept"),
+        backend="jax",
+    ),
+    Mutant(
+        "tensorflow_keeps_what_an_activation_needs",
+        "backends/tensorflow.py",
+        "if activation is not None and not activation.needs_inputs:",
+        "if activation is not None:",
+        only(f"{ACTIVATION}no_more_than_the_inputs_is_kept"),
+        backend="tensorflow",
+    ),
+    Mutant(
+        "activations_of_several_users_are_fused",
+        "tools/conversion.py",
+        "            if len(behind) == 1 and _can_be_taken(behind[0], layer):\n",
+        "            if _can_be_taken(behind[0], layer):\n",
+        only(f"{CONVERSION}::test_activations_are_fused_and_taken_apart_again"),
+    ),
+    Mutant(
+        "activations_of_another_dtype_are_fused",
+        "tools/conversion.py",
+        "return is_known and other.compute_dtype == layer.compute_dtype",
+        "return is_known",
+        only(f"{CONVERSION}::test_activations_are_fused_and_taken_apart_again"),
+    ),
+    Mutant(
+        "activations_behind_shared_layers_are_fused",
+        "tools/conversion.py",
+        "if type(layer) in _CONVERTED and counts[id(layer)] == 1:",
+        "if type(layer) in _CONVERTED:",
+        only(f"{CONVERSION}::test_activations_are_fused_and_taken_apart_again"),
+    ),
     Mutant(
         "converted_arguments_stay",
         "tools/conversion.py",
-        "{**layer.get_config(), **arguments}",
-        "{**arguments, **layer.get_config()}",
+        "{**layer.get_config(), **arguments, **more}",
+        "{**arguments, **layer.get_config(), **more}",
         only(f"{CONVERSION}::test_there_and_back_keeps_all_but_the_arguments"),
     ),
     Mutant(
@@ -1886,8 +1989,8 @@ TOOLS = [
     Mutant(
         "converted_counts_start_anew",
         "tools/conversion.py",
-        "            copy_own(old.history, new.history)\n",
-        "            pass\n",
+        'for name in ("history", "activation"):',
+        'for name in ("activation",):',
         only(f"{CONVERSION}::test_what_averages_know_and_what_is_frozen_is_kept"),
     ),
     Mutant(
@@ -2572,7 +2675,7 @@ OBSERVING = [
     Mutant(
         "check_bias_with_activation",
         "tools/checks.py",
-        'biased = getattr(layer, "use_bias", False) and _is_linear(layer)',
+        'biased = getattr(layer, "use_bias", False) and activation_of(layer) is None',
         'biased = hasattr(layer, "use_bias")',
         planted("bias"),
     ),
@@ -2793,7 +2896,7 @@ FOLDING = [
     Mutant(
         "folds_before_activations",
         "tools/folding.py",
-        "            if _activation(layer) is not None:\n",
+        "            if activation_of(layer) is not None:\n",
         "            if False:\n",
         only(f"{FOLD}what_is_kept_has_its_reason"),
     ),

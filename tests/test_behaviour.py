@@ -45,6 +45,7 @@ def test_arguments_are_keras_arguments_in_order_and_then_keywords():
         "unbiased_moving_variance": False,
         "debias_moving_statistics": False,
         "axis_name": None,
+        "activation": None,
     }
 
     assert [p for n, p in ours.items() if n not in keywords] == list(theirs.values())

@@ -8,6 +8,8 @@ inputs' rank.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import keras
+
 
 class Batch(NamedTuple):
     """What is normalized.
@@ -91,6 +93,33 @@ class Affine(NamedTuple):
     beta: Any
 
 
+class Activation(NamedTuple):
+    """An elementwise function, applied to what has been normalized.
+
+    Attributes:
+        name: its name in `keras.activations`.
+        arguments: tuple of its arguments besides the tensor, pairs of name and value.
+    """
+
+    name: str
+    arguments: tuple
+
+    def __call__(self, x):
+        return getattr(keras.activations, self.name)(x, **dict(self.arguments))
+
+    @property
+    def needs_inputs(self):
+        """Whether its gradient can't be had from its outputs.
+
+        What comes behind a normalization keeps those anyway, as its own inputs.
+        """
+        return self.name in _OF_INPUTS
+
+
+# hard_silu and silu aren't monotonic, for example: two inputs have the same output.
+_OF_INPUTS = {"gelu", "hard_silu", "mish", "silu", "softplus", "squareplus"}
+
+
 class Replicas(NamedTuple):
     """Those that train one model beside each other, by the framework's own engine.
 
@@ -120,9 +149,10 @@ class Implementation(NamedTuple):
         name: `"generic"` or `"native"`.
         kernels: what runs, in words.
         moments: `(batch) -> Moments`.
-        normalize: `(batch, statistics, affine, *, epsilon, sum_gradients) -> y`, of
-            `x`'s shape and dtype. `sum_gradients` sums over the replicas whose
-            elements the statistics count, too; `None` where there is one.
+        normalize: `(batch, statistics, affine, *, epsilon, activation, sum_gradients)
+            -> y`, of `x`'s shape and dtype. `activation` is an `Activation`, or
+            `None`. `sum_gradients` sums over the replicas whose elements the
+            statistics count, too; `None` where there is one.
     """
 
     name: str

@@ -129,7 +129,9 @@ def moments(batch, *, reduce_sum=ops.sum, pick_element=pick_element):
     return Moments(*map(per_channel, (count, size, shift, residual, variance)))
 
 
-def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+def normalize(
+    batch, statistics, affine, *, epsilon, activation=None, sum_gradients=None
+):
     """Computes `((x - shift) - residual) * gamma / sqrt(variance + epsilon) + beta`.
 
     Subtracting first keeps the digits that `x * a + b` would lose where the mean is
@@ -141,6 +143,7 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
         statistics: `Statistics`.
         affine: `Affine`.
         epsilon: float, added to the variance.
+        activation: `Activation` that follows, or `None`.
         sum_gradients: not needed here; see `Implementation`.
 
     Returns:
@@ -156,16 +159,18 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
     # A root and a quotient per channel: some backends' rsqrt is approximate.
     scale = affine.gamma / ops.sqrt(statistics.variance + epsilon)
     y = centered * per_element(scale, batch) + per_element(affine.beta, batch)
-    return ops.cast(y, batch.x.dtype)
+    y = ops.cast(y, batch.x.dtype)
+    return y if activation is None else activation(y)
 
 
 def gradients(
     dy,
     batch,
     statistics,
-    gamma,
+    affine,
     *,
     epsilon,
+    through_activation=None,
     sum_gradients=None,
     reduce_sum=ops.sum,
     differentiable=False,
@@ -178,8 +183,9 @@ def gradients(
 
     Args:
         dy: tensor of the shape of `x`, the gradient of the outputs.
-        batch, statistics, epsilon, sum_gradients: as `normalize` had them.
-        gamma: vector.
+        batch, statistics, affine, epsilon, sum_gradients: as `normalize` had them.
+        through_activation: where there was an activation, what computes the gradient
+            of its inputs `z`, a function of `(dy, z)`.
         reduce_sum: as in `moments`.
         differentiable: whether the result is to be differentiated again. Mean and
             variance are functions of `x` then: they keep their values, and get
@@ -188,7 +194,7 @@ def gradients(
     Returns:
         `dx`, of the dtype of `x`; `dgamma` and `dbeta`, vectors.
     """
-    x, dy, weights = widened(batch.x), widened(dy), batch.weights
+    x, weights = widened(batch.x), batch.weights
     shift, residual, variance, inverse_count = statistics
     others = batch.other_axes
 
@@ -222,6 +228,12 @@ def gradients(
             deviations = ops.where(counted, deviations, zeros)
         second = through(total(weighted(ops.square(deviations))))
         variance = variance + (second - ops.stop_gradient(second))
+    if through_activation is not None:
+        # As it was: an element beside a kink stays on its side of it.
+        statistics = statistics._replace(residual=residual, variance=variance)
+        z = normalize(batch, statistics, affine, epsilon=epsilon)
+        dy = through_activation(dy, z)
+    dy = widened(dy)
     inverse = 1.0 / ops.sqrt(variance + epsilon)
     x_hat = (centered - per_element(residual, batch)) * per_element(inverse, batch)
     if valid is not None:
@@ -238,7 +250,7 @@ def gradients(
             dx = dx - (first + x_hat * second)
         else:
             dx = dx - (weight * first + weighted(x_hat) * second)
-    dx = dx * per_element(gamma * inverse, batch)
+    dx = dx * per_element(affine.gamma * inverse, batch)
     return ops.cast(dx, batch.x.dtype), dgamma, dbeta
 
 

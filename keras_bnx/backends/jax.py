@@ -149,8 +149,10 @@ def _rounded(shift, residual):
     return mean, (shift - mean) + residual
 
 
-def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
-    call = batch.axes, epsilon, batch.x, batch.weights
+def normalize(
+    batch, statistics, affine, *, epsilon, activation=None, sum_gradients=None
+):
+    call = batch.axes, epsilon, activation, batch.x, batch.weights
     if statistics.are_constants:
         return _inference(*call, statistics.shift, statistics.variance, affine)
     inverse_count = jnp.asarray(statistics.inverse_count, statistics.variance.dtype)
@@ -158,16 +160,32 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
     return _training(*call, statistics, affine)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _inference(axes, epsilon, x, weights, mean, variance, affine):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _inference(axes, epsilon, activation, x, weights, mean, variance, affine):
     # Nothing but x is kept here either.
     @jax.checkpoint
     def normalize(x, weights, mean, variance, affine):
         statistics = Statistics(mean, 0.0, variance)
         batch = Batch(x, weights, axes, None)
-        return in_keras_ops.normalize(batch, statistics, affine, epsilon=epsilon)
+        return in_keras_ops.normalize(
+            batch, statistics, affine, epsilon=epsilon, activation=activation
+        )
 
     return normalize(x, weights, mean, variance, affine)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _training(axes, epsilon, activation, *tensors):
+    if activation is None:
+        return _normalize(axes, epsilon, *tensors)
+
+    # What the activation needs for its gradient is computed anew. XLA would make it
+    # one with the first time, and keep it, but for the barrier of a checkpoint.
+    @jax.checkpoint
+    def activated(*tensors):
+        return activation(_normalize(axes, epsilon, *tensors))
+
+    return activated(*tensors)
 
 
 native = Implementation(
@@ -186,9 +204,6 @@ def _normalize(axes, epsilon, x, weights, statistics, affine):
     offset = affine.beta - residual * scale
     y = centered * per_element(scale) + per_element(offset)
     return y.astype(x.dtype)
-
-
-_training = jax.jit(_normalize, static_argnums=(0, 1), inline=True)
 
 
 @_normalize.defjvp

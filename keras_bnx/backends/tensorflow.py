@@ -129,11 +129,15 @@ def moments(batch):
     return Moments(n, n, mean, residual, variance)
 
 
-def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+def normalize(
+    batch, statistics, affine, *, epsilon, activation=None, sum_gradients=None
+):
+    if activation is not None and not activation.needs_inputs:
+        return activation(normalize(batch, statistics, affine, epsilon=epsilon))
     axes, weights = batch.axes, batch.weights
     in_blocks = _has_many_rows(_static_count(batch.x, axes))
 
-    def forward(x, gamma, beta):
+    def forward(x, statistics, gamma, beta):
         if weights is not None:
             values = batch._replace(x=x)
             return generic.normalize(
@@ -146,9 +150,20 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
         y = affine(values, channels, statistics, epsilon, gamma, beta)
         return _like(y, x)
 
-    def backward(dy, x, gamma):
+    def later(dy):
+        return statistics._replace(shift=statistics.shift + _zero_after(dy))
+
+    def through_activation(dy, z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            y = activation(z)
+        return tape.gradient(y, z, dy)
+
+    def backward(dy, x, gamma, beta):
         if weights is not None:
-            return formula(dy, x, gamma)
+            return formula(dy, x, gamma, beta)
+        if activation is not None:
+            dy = through_activation(dy, forward(x, later(dy), gamma, beta))
         (values, channels), (dy, _) = _canonical(x, axes), _canonical(dy, axes)
         gradients = _fused_gradients if _fuses(values, channels) else _gradients
         gradients = _fastest(gradients, values, channels)
@@ -157,13 +172,14 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
         )
         return _like(dx, x), *others
 
-    def formula(dy, x, gamma, differentiable=False):
+    def formula(dy, x, gamma, beta, differentiable=False):
         return in_keras_ops.gradients(
             dy,
             batch._replace(x=x),
-            statistics,
-            gamma,
+            later(dy) if activation else statistics,
+            Affine(gamma, beta),
             epsilon=epsilon,
+            through_activation=activation and through_activation,
             differentiable=differentiable,
         )
 
@@ -172,11 +188,23 @@ def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
     @tf.custom_gradient
     def normalized(x, gamma, beta):
         def gradient(dy):
-            return _with_gradient(backward, differentiable, dy, x, gamma)
+            return _with_gradient(backward, differentiable, dy, x, gamma, beta)
 
-        return forward(x, gamma, beta), gradient
+        y = forward(x, statistics, gamma, beta)
+        return y if activation is None else activation(y), gradient
 
     return normalized(batch.x, *affine)
+
+
+def _zero_after(dy):
+    """A zero that isn't known before `dy`.
+
+    What depends on it is computed anew in the backward pass. Without it, the graph's
+    optimizer and XLA would find that it was computed before, and keep that.
+    """
+    first = tf.reduce_max(tf.reshape(tf.cast(dy, tf.float32), (-1,))[:1])
+    impossible = tf.math.is_nan(first) & tf.math.is_inf(first)
+    return tf.where(impossible, 1.0, 0.0)
 
 
 native = Implementation(
@@ -256,7 +284,12 @@ def _gradients(dy, values, gamma, statistics, epsilon, channels, in_blocks):
         return total
 
     return in_keras_ops.gradients(
-        dy, batch, statistics, gamma, epsilon=epsilon, reduce_sum=reduce_sum
+        dy,
+        batch,
+        statistics,
+        Affine(gamma, None),
+        epsilon=epsilon,
+        reduce_sum=reduce_sum,
     )
 
 

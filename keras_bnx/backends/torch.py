@@ -26,11 +26,14 @@ a gradient in C++, and none is written here.
 import collections
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from keras_bnx.backends import generic as in_keras_ops
@@ -103,20 +106,21 @@ def moments(batch):
     return Moments(n, n, mean, residual, variance, all_finite)
 
 
-def normalize(batch, statistics, affine, *, epsilon, sum_gradients=None):
+def normalize(
+    batch, statistics, affine, *, epsilon, activation=None, sum_gradients=None
+):
     if not torch.is_grad_enabled():
-        return _forward(batch, statistics, affine, epsilon)
-    if sum_gradients is None and _may_repeat_sums(batch, statistics):
-        layout = _Layout.of(batch.x, batch.axes)
-        values, affine = layout.view(batch.x), map(_flat, affine)
-        y = torch.native_batch_norm(values, *affine, None, None, True, 0.0, epsilon)[0]
-        return layout.restore(y)
+        return _forward(batch, statistics, affine, epsilon, activation)
+    if sum_gradients is None and _may_repeat_sums(batch, statistics, activation):
+        return _repeating(batch, affine, epsilon, activation)
     if statistics.are_constants:
         # They may be the moving statistics, which the next batch changes in place.
         statistics = statistics._replace(
             shift=statistics.shift.clone(), variance=statistics.variance.clone()
         )
-    return _Normalize.apply(batch.x, *affine, batch, statistics, epsilon, sum_gradients)
+    return _Normalize.apply(
+        batch.x, *affine, batch, statistics, epsilon, activation, sum_gradients
+    )
 
 
 native = Implementation(
@@ -128,27 +132,28 @@ class _Normalize(torch.autograd.Function):
     """Normalizes; the gradient counts the statistics as functions of `x`."""
 
     @staticmethod
-    def forward(ctx, x, gamma, beta, batch, statistics, epsilon, sum_gradients):
-        ctx.save_for_backward(x, batch.weights, gamma)
+    def forward(ctx, x, gamma, beta, batch, statistics, *how):
+        ctx.save_for_backward(x, batch.weights, gamma, beta)
         ctx.batch = batch._replace(x=None, weights=None)
-        ctx.statistics, ctx.epsilon = statistics, epsilon
-        ctx.sum_gradients = sum_gradients
-        return _forward(batch, statistics, Affine(gamma, beta), epsilon)
+        ctx.statistics, ctx.how = statistics, how
+        epsilon, activation, _ = how
+        affine, ctx.view = Affine(gamma, beta), _View.of(batch, statistics, epsilon)
+        return _forward(batch, statistics, affine, epsilon, activation, ctx.view)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weights, gamma = ctx.saved_tensors
+        x, weights, *affine = ctx.saved_tensors
         batch = ctx.batch._replace(x=x, weights=weights)
         found = _gradients(
             dy,
             batch,
             ctx.statistics,
-            gamma,
-            epsilon=ctx.epsilon,
-            sum_gradients=ctx.sum_gradients,
+            Affine(*affine),
+            *ctx.how,
             wanted=ctx.needs_input_grad[:3],
+            view=ctx.view,
         )
-        return *found, *[None] * 4
+        return *found, *[None] * 5
 
 
 def _has_kernels(batch):
@@ -156,7 +161,7 @@ def _has_kernels(batch):
     return batch.weights is None and batch.x.numel() > 0
 
 
-def _may_repeat_sums(batch, statistics):
+def _may_repeat_sums(batch, statistics, activation):
     """Whether the kernel that takes the sums again serves: it has a gradient in C++.
 
     On so few elements a gradient that is written in Python costs more.
@@ -164,6 +169,8 @@ def _may_repeat_sums(batch, statistics):
     size = batch.x.numel()
     return (
         size <= min(_REPEATED, _CHAIN * statistics.variance.numel())
+        # Keras writes these in several steps, each of which keeps something.
+        and (activation is None or activation.name not in ("mish", "squareplus"))
         and batch.x.is_cpu
         # In 16 bits it sums the gradients of gamma and beta in 16 bits.
         and batch.x.dtype == statistics.shift.dtype
@@ -174,27 +181,58 @@ def _may_repeat_sums(batch, statistics):
     )
 
 
-def _forward(batch, statistics, affine, epsilon):
-    if not _has_kernels(batch):
-        return in_keras_ops.normalize(batch, statistics, affine, epsilon=epsilon)
-    if _has_large_parts(batch):
-        return _one_by_one(_forward, batch, statistics, affine, epsilon)
+def _repeating(batch, affine, epsilon, activation):
+    """Normalizes by sums that are taken once more."""
     layout = _Layout.of(batch.x, batch.axes)
-    values, mean, variance = _centers(batch.x, layout, statistics, epsilon)
+
+    def normalized(*tensors):
+        return torch.native_batch_norm(*tensors, None, None, True, 0.0, epsilon)[0]
+
     gamma, beta = map(_flat, affine)
-    if values.dim() == 2 and values.is_cpu and values.dtype == mean.dtype:
-        # The kernel's own `x * a + b`, in half of its time.
-        scale = (variance + epsilon).rsqrt() * gamma
-        y = torch.addcmul(torch.addcmul(beta, mean, scale, value=-1), values, scale)
-    else:
-        y = torch.native_batch_norm(
-            values, gamma, beta, mean, variance, False, 0.0, epsilon
-        )[0]
-    return layout.restore(y).to(batch.x.dtype)
+    y = normalized(layout.view(batch.x), gamma, beta)
+    if activation is None:
+        return layout.restore(y)
+    node, address = y.grad_fn, y.data_ptr()
+
+    def is_input(tensor):
+        return tensor.data_ptr() == address
+
+    @torch.no_grad()
+    def again(is_input):
+        z = normalized(node._saved_input, node._saved_weight, beta)
+        return z if is_input else activation(z)
+
+    # What the activation keeps, its inputs or its outputs, is computed anew, from what
+    # the normalization keeps.
+    with saved_tensors_hooks(is_input, again):
+        return layout.restore(activation(y))
+
+
+def _forward(batch, statistics, affine, epsilon, activation=None, view=None):
+    if not _has_kernels(batch):
+        return in_keras_ops.normalize(
+            batch, statistics, affine, epsilon=epsilon, activation=activation
+        )
+    if _has_large_parts(batch):
+        function = functools.partial(_forward, epsilon=epsilon, activation=activation)
+        return _one_by_one(function, batch, statistics, affine)
+    view = view or _View.of(batch, statistics, epsilon)
+    y = view.normalize(view.values(batch.x), affine)
+    if activation is not None:
+        y = _activated(activation, y)
+    return view.layout.restore(y).to(batch.x.dtype)
 
 
 def _gradients(
-    dy, batch, statistics, gamma, *, epsilon, sum_gradients, wanted=(True, True, True)
+    dy,
+    batch,
+    statistics,
+    affine,
+    epsilon,
+    activation,
+    sum_gradients,
+    wanted=(True, True, True),
+    view=None,
 ):
     """Returns the gradients of `x`, gamma and beta, by a kernel where one serves."""
     inverse_count = statistics.inverse_count
@@ -205,21 +243,29 @@ def _gradients(
             dy,
             batch,
             statistics,
-            gamma,
+            affine,
             epsilon=epsilon,
+            through_activation=activation
+            and functools.partial(_through_again if again else _through, activation),
             sum_gradients=sum_gradients,
             differentiable=again,
         )
     if _has_large_parts(batch):
         function = functools.partial(
-            _gradients, epsilon=epsilon, sum_gradients=sum_gradients, wanted=wanted
+            _gradients,
+            epsilon=epsilon,
+            activation=activation,
+            sum_gradients=sum_gradients,
+            wanted=wanted,
         )
-        return _one_by_one(function, dy, batch, statistics, gamma)
-    layout = _Layout.of(batch.x, batch.axes)
-    values, mean, variance = _centers(batch.x, layout, statistics, epsilon)
-    shape, gamma, inverse_count = gamma.shape, _flat(gamma), _flat(inverse_count)
+        return _one_by_one(function, dy, batch, statistics, affine)
+    view = view or _View.of(batch, statistics, epsilon)
+    layout, _, mean, variance, _ = view
+    values, inverse = view.values(batch.x), view.inverse
     dy = layout.view(dy).to(values.dtype)
-    inverse = (variance + epsilon).rsqrt()
+    if activation is not None:
+        dy = _through(activation, dy, view.normalize(values, affine), overwrites=True)
+    shape, gamma = affine.gamma.shape, _flat(affine.gamma)
     if knows_all:
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
             dy,
@@ -240,7 +286,7 @@ def _gradients(
             dy, values, mean, inverse, gamma, True, True, True
         )
         sums = in_keras_ops.through_statistics(
-            torch.stack(sums), inverse_count, sum_gradients
+            torch.stack(sums), _flat(inverse_count), sum_gradients
         )
         one = torch.ones(1, dtype=torch.int32, device=values.device)
         dx = torch.batch_norm_backward_elemt(
@@ -251,6 +297,106 @@ def _gradients(
         dgamma.view(shape) if wanted[1] else None,
         dbeta.view(shape) if wanted[2] else None,
     )
+
+
+class _Form(NamedTuple):
+    """How ATen computes an activation.
+
+    Attributes:
+        in_place: function of a tensor, which it overwrites, and the arguments.
+        kernel: the kernel that autograd calls for the gradient of the inputs.
+        backward: function of that kernel, `dy`, the inputs `z`, and the arguments.
+    """
+
+    in_place: Callable
+    kernel: Any
+    backward: Callable = lambda kernel, dy, z: kernel(dy, z)
+
+
+def _gelu(approximate):
+    return {"approximate": "tanh" if approximate else "none"}
+
+
+_aten = torch.ops.aten
+_FORMS = {
+    "elu": _Form(
+        functional.elu_,
+        _aten.elu_backward,
+        lambda kernel, dy, z, alpha: kernel(dy, alpha, 1, 1, False, z),
+    ),
+    "gelu": _Form(
+        lambda z, approximate: _aten.gelu_(z, **_gelu(approximate)),
+        _aten.gelu_backward,
+        lambda kernel, dy, z, approximate: kernel(dy, z, **_gelu(approximate)),
+    ),
+    "hard_sigmoid": _Form(
+        _aten.hardsigmoid_,
+        # Its own kernel has 1 / 6 in float32, for float64 too.
+        _aten.hardtanh_backward,
+        lambda kernel, dy, z: kernel(dy / 6, z, -3, 3),
+    ),
+    "hard_silu": _Form(_aten.hardswish_, _aten.hardswish_backward),
+    "leaky_relu": _Form(
+        functional.leaky_relu_,
+        _aten.leaky_relu_backward,
+        lambda kernel, dy, z, negative_slope: kernel(dy, z, negative_slope, False),
+    ),
+    "mish": _Form(_aten.mish_, _aten.mish_backward),
+    "relu": _Form(
+        torch.relu_,
+        _aten.threshold_backward,
+        lambda kernel, dy, z: kernel(dy, z, 0),
+    ),
+    "relu6": _Form(
+        lambda z: functional.hardtanh_(z, 0.0, 6.0),
+        _aten.hardtanh_backward,
+        lambda kernel, dy, z: kernel(dy, z, 0, 6),
+    ),
+    "sigmoid": _Form(
+        torch.sigmoid_,
+        _aten.sigmoid_backward,
+        lambda kernel, dy, z: kernel(dy, z.sigmoid()),
+    ),
+    "silu": _Form(_aten.silu_, _aten.silu_backward),
+    "softplus": _Form(
+        lambda z: _aten.softplus.out(z, out=z),
+        _aten.softplus_backward,
+        lambda kernel, dy, z: kernel(dy, z, 1, 20),
+    ),
+    "squareplus": _Form(
+        lambda z, b: z.add_((z * z).add_(b).sqrt_()).mul_(0.5),
+        torch.mul,
+        lambda kernel, dy, z, b: kernel(dy, 0.5 + 0.5 * z * (z * z + b).rsqrt()),
+    ),
+    "tanh": _Form(
+        torch.tanh_,
+        _aten.tanh_backward,
+        lambda kernel, dy, z: kernel(dy, z.tanh()),
+    ),
+}
+
+
+def _activated(activation, z):
+    """Applies an activation to a tensor, which it overwrites."""
+    return _FORMS[activation.name].in_place(z, **dict(activation.arguments))
+
+
+def _through(activation, dy, z, *, overwrites=False):
+    """The gradient of an activation's inputs `z`, which it may overwrite.
+
+    On a CPU a new tensor of that size may take more time than the arithmetic.
+    """
+    _, kernel, backward = _FORMS[activation.name]
+    if overwrites and hasattr(kernel, "grad_input"):
+        kernel = functools.partial(kernel.grad_input, grad_input=z)
+    else:
+        kernel = kernel.default if hasattr(kernel, "default") else kernel
+    return backward(kernel, dy, z, **dict(activation.arguments))
+
+
+def _through_again(activation, dy, z):
+    """The same, to be differentiated: not all of the kernels are."""
+    return torch.autograd.grad(activation(z), z, dy, create_graph=True)[0]
 
 
 def _is_on_gpu(x):
@@ -301,21 +447,63 @@ def _flat(vector):
     return vector.reshape(-1) if several else vector
 
 
-def _centers(x, layout, statistics, epsilon):
-    """What the kernels read: the inputs, less a large shift, and their statistics."""
-    shift, residual, variance, inverse_count = map(_flat, statistics)
-    values, is_vector = layout.view(x), isinstance(residual, torch.Tensor)
-    if not values.is_cpu:
-        needs_shift = False
-    elif isinstance(inverse_count, float) and inverse_count > 0.0:
-        # The moments have looked.
-        needs_shift = is_vector
-    else:
-        needs_shift = not _bounds(shift, variance + epsilon)[0] >= 0.0
-    if needs_shift:
-        values = _shifted(values, shift)
-        return values, residual if is_vector else torch.zeros_like(shift), variance
-    return values, shift + residual if is_vector else shift, variance
+class _View(NamedTuple):
+    """A batch as the kernels read it: its layout, and vectors of its statistics.
+
+    Attributes:
+        layout: `_Layout`.
+        shift: what is subtracted from the inputs beforehand, or `None`.
+        mean, variance: those of the inputs, less the shift.
+        epsilon: float, added to the variance.
+    """
+
+    layout: Any
+    shift: Any
+    mean: Any
+    variance: Any
+    epsilon: float
+
+    @classmethod
+    def of(cls, batch, statistics, epsilon):
+        """A view; `None` of a batch that kernels don't take, or not as one."""
+        if not _has_kernels(batch) or _has_large_parts(batch):
+            return None
+        shift, residual, variance, inverse_count = map(_flat, statistics)
+        is_vector = isinstance(residual, torch.Tensor)
+        if not batch.x.is_cpu:
+            needs_shift = False
+        elif isinstance(inverse_count, float) and inverse_count > 0.0:
+            # The moments have looked.
+            needs_shift = is_vector
+        else:
+            needs_shift = not _bounds(shift, variance + epsilon)[0] >= 0.0
+        if needs_shift:
+            mean = residual if is_vector else torch.zeros_like(shift)
+        else:
+            mean, shift = shift + residual if is_vector else shift, None
+        layout = _Layout.of(batch.x, batch.axes)
+        return cls(layout, shift, mean, variance, epsilon)
+
+    @property
+    def inverse(self):
+        return (self.variance + self.epsilon).rsqrt()
+
+    def values(self, x):
+        values = self.layout.view(x)
+        return values if self.shift is None else _shifted(values, self.shift)
+
+    def normalize(self, values, affine):
+        """The elementwise pass."""
+        gamma, beta = map(_flat, affine)
+        mean, variance = self.mean, self.variance
+        if values.dim() == 2 and values.is_cpu and values.dtype == mean.dtype:
+            # The kernel's own `x * a + b`, in half of its time.
+            scale = self.inverse * gamma
+            offset = torch.addcmul(beta, mean, scale, value=-1)
+            return torch.addcmul(offset, values, scale)
+        return torch.native_batch_norm(
+            values, gamma, beta, mean, variance, False, 0.0, self.epsilon
+        )[0]
 
 
 def _bounds(mean, variance):

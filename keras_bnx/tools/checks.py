@@ -14,7 +14,7 @@ from keras_bnx import backends
 from keras_bnx.arguments import channel_axes
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.tools.graphs import flows
-from keras_bnx.tools.models import batch_normalizations, names, walk
+from keras_bnx.tools.models import activation_of, batch_normalizations, names, walk
 from keras_bnx.tools.observation import is_trained, raise_unless_built
 from keras_bnx.tools.report import (
     HARMFUL,
@@ -192,18 +192,13 @@ def _is_ours(layer):
     return isinstance(layer, BatchNormalization)
 
 
-def _is_linear(layer):
-    activation = getattr(layer, "activation", None)
-    return activation in (None, keras.activations.linear)
-
-
 @_rule("bias-before-normalization", "info")
 def _bias(case):
     found = []
     for flow, call in case.normalizations():
         for producer in flow.before(call):
             layer = producer.operation
-            biased = getattr(layer, "use_bias", False) and _is_linear(layer)
+            biased = getattr(layer, "use_bias", False) and activation_of(layer) is None
             if biased and len(flow.behind(producer)) == 1:
                 found.append(layer)
     if found:

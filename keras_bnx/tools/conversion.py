@@ -1,13 +1,20 @@
 """Copies of models with other batch normalization."""
 
+from collections import Counter
+
 import keras
 
 from keras_bnx.batch_normalization import BatchNormalization
+from keras_bnx.ops.activations import recognize
+from keras_bnx.tools import graphs
 from keras_bnx.tools.models import (
+    activation_layer,
+    activation_of,
     batch_normalizations,
     copy_own,
     copy_weights,
     copying_failed,
+    walk,
 )
 
 KERAS = keras.layers.BatchNormalization
@@ -15,7 +22,7 @@ KERAS = keras.layers.BatchNormalization
 _CONVERTED = (KERAS, BatchNormalization)
 
 
-def convert(model, **arguments):
+def convert(model, *, fuse_activations=False, **arguments):
     """Copies a model with this package's layer for every batch normalization.
 
     Keras's layers become ours, ours take the new arguments, and all weights are kept:
@@ -37,6 +44,11 @@ def convert(model, **arguments):
     Args:
         model: a model. One that isn't Sequential or Functional has to be of a class
             that Keras can copy by `get_config` and `from_config`.
+        fuse_activations: whether a normalization also takes the activation behind it
+            (`ReLU`, `LeakyReLU`, `ELU`, or an `Activation` that the argument
+            `activation` lists), if nothing else uses what is between the two, so that
+            it keeps less for the backward pass. It does so in Sequential and
+            Functional models, nested ones too; `revert` takes them apart again.
         **arguments: arguments of `keras_bnx.BatchNormalization` to change in every
             layer. The others stay as each layer has them.
 
@@ -62,10 +74,16 @@ def convert(model, **arguments):
     # Refused here, wrong arguments have a message of one line.
     BatchNormalization(**arguments)
 
-    def convert_layer(layer):
-        return BatchNormalization.from_config({**layer.get_config(), **arguments})
+    def convert_layer(layer, activation=None):
+        # A layer, not its function: it has a name to be reverted to.
+        more = {} if activation is None else {"activation": activation}
+        return BatchNormalization.from_config(
+            {**layer.get_config(), **arguments, **more}
+        )
 
-    return _copy(model, convert_layer)
+    if fuse_activations:
+        _raise_unless_known(model)
+    return _copy(model, _Copier(convert_layer, fuses=fuse_activations))
 
 
 def revert(model):
@@ -74,7 +92,7 @@ def revert(model):
     `convert`'s way back: the copy and its files need this package no more. Names,
     weights and `trainable` are kept, as `convert` keeps them. Layers that are frozen
     as a whole become `trainable=False`, which computes the same; Keras forgets it at
-    `model.trainable = True`.
+    `model.trainable = True`. An `activation` becomes a layer behind.
 
     Args:
         model: a model, as for `convert`.
@@ -95,9 +113,11 @@ def revert(model):
     >>> type(keras_bnx.revert(model).layers[0]) is keras.layers.BatchNormalization
     True
     """
-    lacks = {}
+    lacks, in_graphs = {}, {id(call.operation) for call in _calls(model)}
     for layer in batch_normalizations(model):
-        if isinstance(layer, BatchNormalization) and (found := _lacks(layer)):
+        if isinstance(layer, BatchNormalization) and (
+            found := _lacks(layer, id(layer) in in_graphs)
+        ):
             lacks[layer.name] = ", ".join(found)
     if lacks:
         raise ValueError(
@@ -109,20 +129,73 @@ def revert(model):
 
     def revert_layer(layer):
         config = layer.get_config()
-        config.pop("frozen", None)
+        for name in ("frozen", "activation"):
+            config.pop(name, None)
         return KERAS.from_config(config)
 
-    return _copy(model, revert_layer)
+    return _copy(model, _Copier(revert_layer, splits=True))
 
 
-def _lacks(layer):
-    """What Keras's layer lacks of one of ours, as text."""
+def _calls(model):
+    """The calls in the graphs of a model and of those in it, each graph once."""
+    models = [layer for layer in walk(model) if graphs.is_graph(layer)]
+    read = [graphs.read(each).calls for each in models]
+    # Once by what they call: a Sequential model also has its layers in another one.
+    once = {tuple(id(call.operation) for call in calls): calls for calls in read}
+    return [call for calls in once.values() for call in calls]
+
+
+def _raise_unless_known(model):
+    for layer in walk(model):
+        if isinstance(layer, keras.Sequential) and not graphs.is_built(layer):
+            raise ValueError(
+                "Activations can be fused where a model's inputs are known. "
+                f"Received: {layer!r}. Begin it with a `keras.Input`, or call it on "
+                "data first."
+            )
+
+
+def _fused(graph, counts):
+    """The calls of activations that normalizations can compute, by the latter's ids.
+
+    Args:
+        graph: a `Graph`.
+        counts: dictionary of how often each layer is called, by its id.
+    """
+    users, found = graphs.users(graph), {}
+    for call in graph.calls:
+        layer = call.operation
+        if type(layer) in _CONVERTED and counts[id(layer)] == 1:
+            behind = users[id(call.outputs[0])]
+            if len(behind) == 1 and _can_be_taken(behind[0], layer):
+                found[id(layer)] = behind[0]
+    return found
+
+
+def _can_be_taken(call, layer):
+    """Whether a call is of an activation that a normalization can compute."""
+    if call is None or call.main_inputs is None or activation_of(layer) is not None:
+        return False
+    other = call.operation
+    is_known = isinstance(other, keras.Layer) and recognize(other) is not None
+    return is_known and other.compute_dtype == layer.compute_dtype
+
+
+def _lacks(layer, is_in_graph):
+    """What Keras's layer lacks of one of ours, as text.
+
+    Args:
+        layer: the layer.
+        is_in_graph: whether another layer can be put behind it.
+    """
     if type(layer) is not BatchNormalization:
         return [f"the class {type(layer).__name__}"]
     config = layer.get_config()
     # Layers that are frozen as a whole compute what `trainable=False` does.
     if len(layer.frozen) == 2:
         del config["frozen"]
+    if is_in_graph:
+        config.pop("activation", None)
     # Our config has more only where it is used. `axes` repeats an axis of several.
     more = set(config) - set(KERAS().get_config()) - {"axes"}
     if isinstance(layer.axis, tuple):
@@ -145,14 +218,8 @@ def _arguments(layer, names):
     return [f"{name}={getattr(layer, name)!r}" for name in sorted(names)]
 
 
-def _copy(model, change):
-    """Copies a model, with other layers for its batch normalizations.
-
-    Args:
-        model: the model, which stays as it is.
-        change: a function from one of the two classes' layers to what takes its place,
-            with the same name, and not built.
-    """
+def _copy(model, copier):
+    """Copies a model, which stays as it is, by a `_Copier`."""
     if not isinstance(model, keras.Model):
         raise ValueError(
             "Only a model can be converted. "
@@ -165,8 +232,7 @@ def _copy(model, change):
             "converted, and the model has none of them but subclasses. Received: "
             f"{found[0].name!r} of {type(found[0]).__name__}. Change the subclass."
         )
-    copier = _Copier(change)
-    copy = copier.copy(model)
+    copy = copier.copy_model(model)
     if model.built and not copy.built:
         _build_by_config(model, copy)
     copier.finish(copy)
@@ -190,19 +256,32 @@ class _Copier:
     """Copies layers with all that is in them, each once.
 
     Attributes:
+        change: a function from one of the two classes' layers to what takes its place,
+            with the same name, and not built.
+            Where `fuses`, also of the layer of an activation, which it is to compute.
+        fuses: whether normalizations take the activations behind them.
+        splits: whether activations of normalizations become layers behind them.
         pairs: each layer and its copy, by the layer's id: what is shared is copied
             once. A layer's own layers come first.
     """
 
-    def __init__(self, change):
-        self.change, self.pairs = change, {}
+    def __init__(self, change, *, fuses=False, splits=False):
+        self.change, self.fuses, self.splits, self.pairs = change, fuses, splits, {}
+        # How often each layer is called, by its id.
+        self.counts = Counter()
+        # The layers that activations have become.
+        self.activations = {}
+
+    def copy_model(self, model):
+        self.counts.update(id(call.operation) for call in _calls(model))
+        return self.copy(model)
 
     def copy(self, layer):
         if id(layer) not in self.pairs:
             if type(layer) in _CONVERTED:
                 copy = self.change(layer)
             elif _is_made_of_layers(layer):
-                copy = _clone_graph(layer, self.copy)
+                copy = self.copy_graph(layer)
             else:
                 copy = _clone_by_config(layer)
                 # Models also have operations, `ops.add` say, which aren't layers.
@@ -210,6 +289,54 @@ class _Copier:
                     self.fill(layer, copy)
             self.pair(layer, copy)
         return self.pairs[id(layer)][1]
+
+    def copy_graph(self, model):
+        """Copies a Sequential or Functional model."""
+        if not graphs.is_graph(model):
+            return _clone_graph(model, self.copy)
+        graph = graphs.read(model)
+        fused = _fused(graph, self.counts) if self.fuses else {}
+        left_out = {id(call) for call in fused.values()}
+        split = [
+            call.operation
+            for call in graph.calls
+            if self.splits
+            and type(call.operation) is BatchNormalization
+            and activation_of(call.operation) is not None
+        ]
+        if not (fused or split):
+            return _clone_graph(model, self.copy)
+        names = {call.operation.name for call in graph.calls}
+
+        def layers_for(call):
+            layer = call.operation
+            if id(call) in left_out:
+                return [None]
+            if id(layer) in fused:
+                activation = self.copy(fused[id(layer)].operation)
+                self.pair(layer, self.change(layer, activation))
+            copies = [self.copy(layer)]
+            if layer in split:
+                copies.append(self.copy_activation(layer, names))
+            return copies
+
+        return graphs.build(graph, layers_for)
+
+    def copy_activation(self, layer, names):
+        """A layer that computes the activation of a normalization, of a new name."""
+        activation = layer.activation
+        is_layer = isinstance(activation, keras.Layer)
+        key = id(activation) if is_layer else id(layer)
+        if key not in self.activations:
+            name = getattr(activation, "name" if is_layer else "__name__", "activation")
+            if not is_layer or name in names:
+                name = f"{layer.name}_{name}"
+            names.add(name)
+            new = activation_layer(layer, name)
+            if is_layer:
+                self.pair(activation, new)
+            self.activations[key] = new
+        return self.activations[key]
 
     def pair(self, old, new):
         self.pairs.pop(id(old), None)
@@ -287,13 +414,13 @@ class _Copier:
                     f"Received: {layer.name!r}. Make it in the constructor, as an "
                     "attribute."
                 )
-        converted = {
-            id(weight)
-            for pair in self.pairs.values()
-            if type(pair[0]) in _CONVERTED
-            for layer in pair
-            for weight in layer.weights
-        }
+        pairs = [pair for pair in self.pairs.values() if type(pair[0]) in _CONVERTED]
+        layers = [layer for pair in pairs for layer in pair]
+        converted = {id(weight) for layer in layers for weight in layer.weights}
+        for layer in layers:
+            # A layer as activation is copied as any other one.
+            if isinstance(activation_of(layer), keras.Layer):
+                converted -= {id(weight) for weight in layer.activation.weights}
         # A layer's `trainable` is passed on to its layers, so outer ones come first.
         for old, new in reversed(self.pairs.values()):
             if isinstance(old, keras.Layer):
@@ -367,8 +494,10 @@ def _copy_weights(old, new, converted):
     """Copies a layer's weights, but those of the converted layers in it."""
     if type(old) in _CONVERTED:
         copy_own(old, new)
-        if getattr(old, "history", None) and getattr(new, "history", None):
-            copy_own(old.history, new.history)
+        for name in ("history", "activation"):
+            parts = [getattr(layer, name, None) for layer in (old, new)]
+            if all(isinstance(part, keras.Layer) for part in parts):
+                copy_own(*parts)
         return
     try:
         copy_weights(old, new, leave_out=converted)

@@ -17,6 +17,8 @@ from keras_bnx.tools.affine import (
     taker,
 )
 from keras_bnx.tools.models import (
+    activation_layer,
+    activation_of,
     batch_normalizations,
     copy_weights,
     copying_failed,
@@ -153,21 +155,14 @@ class _Plan:
 
     def _read(self, model):
         graph = self.graphs[id(model)] = graphs.read(model)
-        for tensor in keras.tree.flatten(graph.inputs):
-            self._users[id(tensor)] = []
+        self._users |= graphs.users(graph)
         for call in graph.calls:
             layer = call.operation
             self._counts[id(layer)] += 1
-            for tensor in call.inputs:
-                self._users[id(tensor)].append(call)
             for tensor in call.outputs:
                 self._producers[id(tensor)] = call
-                self._users[id(tensor)] = []
             if graphs.is_graph(layer) and id(layer) not in self.graphs:
                 self._read(layer)
-        for tensor in keras.tree.flatten(graph.outputs):
-            # The model's caller.
-            self._users[id(tensor)].append(None)
 
     def fold(self):
         """Folds what can be, backwards first: a padding matters only behind."""
@@ -227,7 +222,7 @@ class _Plan:
         self.takers |= takers
         self.takers.pop(id(layer), None)
         self.folded[id(layer)] = [taker.layer for taker in takers.values()]
-        if _activation(layer) is None:
+        if activation_of(layer) is None:
             before, behind = self._resolve(call.main_inputs[0]), call.outputs[0]
             users = [user for user in self._users[id(before)] if user is not call]
             self._users[id(before)] = users + self._users[id(behind)]
@@ -250,7 +245,7 @@ class _Plan:
             raise Kept(f"Others use the outputs of {described(layer)}, too.")
         found = self._taker(call, normalization)
         if found is not None:
-            if _activation(layer) is not None:
+            if activation_of(layer) is not None:
                 raise Kept(f"{described(layer)} has an activation.")
             return self._taken(found.behind(affine))
         inputs = self._inputs(call)
@@ -262,7 +257,7 @@ class _Plan:
 
     def _on(self, tensor, affine, normalization):
         """The taker of a map of a tensor, among what is made of it."""
-        if _activation(normalization) is not None:
+        if activation_of(normalization) is not None:
             raise Kept("Its activation comes first.")
         call, *more = self._users[id(tensor)]
         if call is None or more:
@@ -322,35 +317,34 @@ class _Plan:
         # Each layer and its copy, by the layer's id: what is shared is copied once.
         pairs = {}
 
-        def layer_for(call):
+        def layers_for(call):
             layer = call.operation
-            if id(layer) in self.folded and _activation(layer) is None:
-                return None
-            return copied(layer)
+            if id(layer) not in self.folded:
+                return [copied(layer)]
+            if activation_of(layer) is None:
+                return [None]
+            if isinstance(layer.activation, keras.Layer):
+                return [None, copied(layer.activation)]
+            return [None, activation_layer(layer, layer.name)]
 
         def copied(layer):
             if id(layer) not in pairs:
-                pairs[id(layer)] = (layer, self._copy(layer, layer_for))
+                pairs[id(layer)] = (layer, self._copy(layer, layers_for))
             return pairs[id(layer)][1]
 
         copy = copied(self.model)
-        settled = self.graphs | self.folded
         for old, new in pairs.values():
             if id(old) in self.takers:
                 self.takers[id(old)].store(new)
-            elif isinstance(old, keras.Layer) and id(old) not in settled:
+            elif isinstance(old, keras.Layer) and id(old) not in self.graphs:
                 _or_refuse(old, lambda old=old, new=new: copy_weights(old, new))
         if self.model.compiled:
             copy.compile_from_config(self.model.get_compile_config())
         return copy
 
-    def _copy(self, layer, layer_for):
+    def _copy(self, layer, layers_for):
         if id(layer) in self.graphs:
-            return graphs.build(self.graphs[id(layer)], layer_for)
-        if id(layer) in self.folded:
-            return keras.layers.Activation(
-                layer.activation, name=layer.name, dtype=layer.dtype_policy
-            )
+            return graphs.build(self.graphs[id(layer)], layers_for)
         changes = self.takers[id(layer)].config() if id(layer) in self.takers else {}
         return _or_refuse(
             layer, lambda: type(layer).from_config({**layer.get_config(), **changes})
@@ -377,12 +371,6 @@ class _Plan:
                 yield from self._final_takers(other)
             else:
                 yield other
-
-
-def _activation(layer):
-    """The activation that a layer has behind its own function, or `None`."""
-    activation = getattr(layer, "activation", None)
-    return None if activation is keras.activations.linear else activation
 
 
 def _or_refuse(layer, function):

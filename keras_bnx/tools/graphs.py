@@ -77,6 +77,22 @@ def is_graph(layer):
     return False
 
 
+def users(graph):
+    """Dictionary of the calls that use each tensor of a graph, by the tensor's id.
+
+    `None` is among those of the tensors that the model puts out.
+    """
+    found = {id(tensor): [] for tensor in keras.tree.flatten(graph.inputs)}
+    for call in graph.calls:
+        for tensor in call.inputs:
+            found[id(tensor)].append(call)
+        for tensor in call.outputs:
+            found[id(tensor)] = []
+    for tensor in keras.tree.flatten(graph.outputs):
+        found[id(tensor)].append(None)
+    return found
+
+
 def is_built(model):
     """Whether the inputs of a Sequential or Functional model are known."""
     try:
@@ -117,19 +133,19 @@ def read(model):
     return Graph(model, calls, found.input, found.output)
 
 
-def build(graph, layer_for):
+def build(graph, layers_for):
     """Makes a model of a graph.
 
     Args:
         graph: a `Graph`.
-        layer_for: function of a `Call` that returns the layer to call in it, or `None`
-            where what goes in comes out.
+        layers_for: function of a `Call` that returns a list: the layer to call in it,
+            or `None` where what goes in comes out; and layers to call behind it.
     """
     model = graph.model
     if isinstance(model, keras.Sequential):
         (like,) = model.inputs
         start = keras.Input(batch_shape=like.shape, dtype=like.dtype, name=like.name)
-        new = [layer_for(call) for call in graph.calls]
+        new = [layer for call in graph.calls for layer in layers_for(call)]
         new = [layer for layer in new if layer is not None]
         return keras.Sequential([start, *new], name=model.name)
     starts = {
@@ -144,11 +160,13 @@ def build(graph, layer_for):
         return keras.tree.map_structure(lambda x: found.get(id(x), x), structure)
 
     for call in graph.calls:
-        layer = layer_for(call)
-        if layer is None:
+        first, *more = layers_for(call)
+        if first is None:
             outputs = filled(call.main_inputs)
         else:
-            outputs = layer(*filled(call.args), **filled(call.kwargs))
+            outputs = first(*filled(call.args), **filled(call.kwargs))
+        for layer in more:
+            outputs = layer(*keras.tree.flatten(outputs))
         found |= zip(_ids(call.outputs), keras.tree.flatten(outputs), strict=True)
     return keras.Model(inputs, filled(graph.outputs), name=model.name)
 

@@ -15,7 +15,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.tools.models import walk
+from keras_bnx.tools.models import activation_of, walk
 
 _KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
@@ -720,6 +720,8 @@ def _lacks(layer, other):
         found.append(f"synchronized={layer.synchronized}")
     if getattr(layer, "frozen", ()):
         found.append(f"frozen={layer.frozen}")
+    if activation_of(layer) is not None:
+        found.append(f"activation={layer.get_config()['activation']}")
     if other.library == "Flax" and layer.momentum is None:
         found.append("momentum=None")
     if other.library == "PyTorch" and layer.center and not layer.scale:

@@ -81,6 +81,24 @@ def copy_own(old, new):
     new.load_own_variables({key: ops.copy(value) for key, value in store.items()})
 
 
+def activation_of(layer):
+    """The activation that a layer has behind its own function, or `None`."""
+    activation = getattr(layer, "activation", None)
+    return None if activation is keras.activations.linear else activation
+
+
+def activation_layer(layer, name):
+    """A layer that computes the activation of another one by itself."""
+    activation = layer.activation
+    if isinstance(activation, keras.Layer):
+        config = {**activation.get_config(), "name": name}
+        try:
+            return type(activation).from_config(config)
+        except Exception as error:
+            raise copying_failed(activation, error) from error
+    return keras.layers.Activation(activation, name=name, dtype=layer.dtype_policy)
+
+
 def copying_failed(layer, error):
     """The `ValueError` for a layer that isn't what its config and weights say."""
     return ValueError(

@@ -599,3 +599,100 @@ def test_layers_frozen_as_a_whole_do_not_train_when_reverted():
     before = to_numpy(layer.moving_mean)
     layer(X, training=True)
     np.testing.assert_array_equal(to_numpy(layer.moving_mean), before)
+
+
+def activated(cls=BatchNormalization):
+    """A network in which some activations can be fused, and some can't."""
+    shared = keras.layers.ReLU(name="shared_relu")
+    inner = keras.Sequential(
+        [
+            keras.Input((4, 3), name="inner_x"),
+            cls(name="inner"),
+            keras.layers.ELU(0.5, name="inner_elu"),
+        ],
+        name="nested",
+    )
+    inputs = keras.Input((4, 3), name="x")
+    a = shared(cls(name="a")(inputs))
+    b = shared(cls(name="b")(a))
+    c = keras.layers.Activation("silu", name="c_silu")(inner(b))
+    used_twice = cls(name="used_twice")(c)
+    d = keras.layers.ReLU(name="d_relu")(used_twice)
+    soft = keras.layers.Softmax(name="soft")(cls(name="unknown")(d))
+    wide = keras.layers.ReLU(name="wide", dtype="float64")(cls(name="narrow")(soft))
+    twice = cls(name="twice")
+    e = keras.layers.ReLU(name="e_relu")(twice(twice(soft)))
+    outputs = cls(name="put_out")(keras.layers.Add(name="add")([used_twice, e]))
+    f = keras.layers.LeakyReLU(0.3, name="f_relu")(outputs)
+    model = keras.Model(inputs, [outputs, f, wide], name="model")
+    for weight in model.weights:
+        weight.assign(np.random.default_rng(1).uniform(0.5, 1.5, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize("cls", [KERAS, BatchNormalization])
+def test_activations_are_fused_and_taken_apart_again(cls):
+    model = activated(cls)
+    fused = convert(model, fuse_activations=True)
+    back = revert(fused)
+
+    activations = {
+        layer.name: layer.activation.name
+        for layer in batch_normalizations(fused)
+        if layer.activation is not keras.activations.linear
+    }
+    assert activations == {"a": "shared_relu", "b": "shared_relu", "inner": "inner_elu"}
+    gone = {"shared_relu", "inner_elu"}
+    assert {la.name for la in model.layers} - {la.name for la in fused.layers} == (
+        gone - {"inner_elu"}
+    )
+    plain = activated(KERAS)
+    assert [la.name for la in back.layers] == [la.name for la in plain.layers]
+    assert back.get_config() == plain.get_config()
+    for y, expected, again in zip(fused(X), model(X), back(X), strict=True):
+        np.testing.assert_allclose(
+            to_numpy(y), to_numpy(expected), rtol=1e-5, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            to_numpy(again), to_numpy(expected), rtol=1e-5, atol=1e-5
+        )
+    # A file has a copy of the shared activation for each; they need names.
+    copy = keras.models.clone_model(fused)
+    names = [layer.name for layer in revert(copy).layers]
+    assert {"shared_relu", "b_shared_relu"} <= set(names)
+    # Fused once, an activation stays through other conversions.
+    again = convert(fused, momentum=0.5)
+    assert again.get_layer("a").activation.name == "shared_relu"
+
+
+def test_a_function_becomes_a_layer_behind():
+    layer = BatchNormalization(activation="relu", name="bn")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    back = revert(model)
+    assert [la.name for la in back.layers] == ["bn", "bn_relu"]
+    x = X[:, 0]
+    inputs = keras.Input((3,))
+    twice = revert(keras.Model(inputs, layer(layer(inputs))))
+    np.testing.assert_allclose(to_numpy(twice(x)), to_numpy(layer(layer(x))), rtol=1e-6)
+    np.testing.assert_allclose(to_numpy(back(x)), to_numpy(model(x)), rtol=1e-6)
+
+
+def test_the_weights_of_an_activation_are_kept():
+    layer = BatchNormalization(activation=keras.layers.PReLU(name="prelu"))
+    model = keras.Sequential([keras.Input((3,)), layer])
+    layer.activation.alpha.assign([0.1, 0.2, 0.3])
+    x = X[:, 0] - 3.0
+    for copy in (convert(model, momentum=0.5), revert(model)):
+        np.testing.assert_allclose(to_numpy(copy(x)), to_numpy(model(x)), rtol=1e-6)
+
+
+def test_activations_that_cannot_be_moved_are_named():
+    unknown = keras.Sequential([BatchNormalization(), keras.layers.ReLU()])
+    with pytest.raises(ValueError, match=r"inputs are known.*Begin it"):
+        convert(unknown, fuse_activations=True)
+    unknown = keras.Sequential([BatchNormalization(activation="relu", name="bn")])
+    with pytest.raises(ValueError, match="'bn' with activation="):
+        revert(unknown)
+    inside = keras.layers.TimeDistributed(BatchNormalization(activation="relu"))
+    with pytest.raises(ValueError, match="with activation="):
+        revert(keras.Sequential([keras.Input((4, 3)), inside]))

@@ -611,6 +611,23 @@ def test_an_activation_of_the_normalization_stays(float64):
     assert "Its activation comes first" in fold(model)[1][0].reason
 
 
+def test_activations_that_are_layers_stay_as_they_are(float64):
+    """With their weights and names, also where two normalizations share one."""
+    inputs = x = keras.Input((6, 7, 4))
+    shared = layers.LeakyReLU(0.3, name="leaky")
+    own = layers.PReLU(shared_axes=[1, 2], name="prelu")
+    for activation in (shared, shared, own):
+        x = layers.Conv2D(4, 3, padding="same")(x)
+        x = BatchNormalization(activation=activation)(x)
+    model = settled(keras.Model(inputs, x))
+    own.alpha.assign(np.random.default_rng(0).uniform(size=own.alpha.shape))
+    copy, report = fold(model)
+    assert len(report.folded) == 3
+    names = [layer.name for layer in copy.layers if not layer.name.startswith("conv")]
+    assert names[1:] == ["leaky", "prelu"]
+    assert_same(model, copy)
+
+
 def test_nested_models_are_folded_each_by_itself(float64):
     """One of them is called twice, and one has a layer of the outer one."""
     inner = keras.Sequential(
