@@ -7,6 +7,7 @@
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s package       what is published: built, checked, installed, trained
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
     python -m nox -s mutants       the package, broken in many small ways
     python -m nox -s bench         the benchmarks, on a GPU where there is one
@@ -22,6 +23,8 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import nox
 
@@ -123,6 +126,41 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+
+
+@nox.session(tags=["full"])
+def package(session):
+    """Builds what is published, and trains with it; after --: backends, or all."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("A wheel is installed in environments of its own: no --no-venv.")
+    unknown = set(session.posargs) - {*BACKENDS}
+    if unknown:
+        session.error(f"There are no such backends. Received: {sorted(unknown)}.")
+    prepare(session, "package")
+    distributions = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(distributions, ignore_errors=True)
+    # The source distribution first, and from it the wheel: so it's whole.
+    session.run("python", "-m", "build", "--outdir", str(distributions), ".")
+    (wheel,), (source,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    session.run("python", "-m", "twine", "check", "--strict", str(wheel), str(source))
+    session.run("python", "tests/distributions.py", str(distributions))
+    script = Path("tests/installed.py").resolve()
+    for backend in session.posargs or BACKENDS:
+        # Away from the checkout, with the framework and nothing else; a gigabyte,
+        # so it doesn't stay.
+        with tempfile.TemporaryDirectory() as folder:
+            session.run("python", "-m", "venv", folder)
+            python = str(Path(folder) / "bin" / "python")
+            pins = nox.project.dependency_groups(PROJECT, f"{backend}-cpu")
+            pip = [python, "-I", "-m", "pip", "install", "--quiet", "--no-compile"]
+            session.run(*pip, str(wheel), *pins, external=True)
+            session.run(python, "-I", "-m", "pip", "check", external=True)
+            with session.chdir(folder):
+                session.run(
+                    *(python, "-I", str(script)),
+                    env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                    external=True,
+                )
 
 
 @nox.session(tags=["full"])
