@@ -80,10 +80,11 @@ def run_pytest(session, backend, device, *arguments):
 
 @nox.session(tags=["full"])
 def lint(session):
-    """Style and unused code, by ruff."""
+    """Style and unused code, by ruff; types, by mypy."""
     python = prepare(session, "lint")
     session.run(python, "-m", "ruff", "check", ".")
     session.run(python, "-m", "ruff", "format", "--check", "--diff", ".")
+    session.run(python, "-m", "mypy")
 
 
 @nox.session

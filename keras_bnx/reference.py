@@ -56,15 +56,15 @@ class Arguments:
     largest number that the layer stores: statistics beyond aren't finite there.
     """
 
-    axis: int = -1  # or a tuple
-    momentum: float = 0.99  # or None
+    axis: int | tuple[int, ...] = -1
+    momentum: float | None = 0.99
     epsilon: float = 1e-3
-    gamma: np.ndarray = None
-    beta: np.ndarray = None
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
     renorm: bool = False
     renorm_clipping: dict = field(default_factory=dict)
     renorm_momentum: float = 0.99
-    virtual_batch_size: int = None
+    virtual_batch_size: int | None = None
     unbiased_moving_variance: bool = False
     debias_moving_statistics: bool = False
     largest: float = float(np.finfo("float32").max)
@@ -83,7 +83,7 @@ class Step:
     share: np.ndarray  # w / n, 0 in channels with statistics of their own
     weights: np.ndarray
     arguments: Arguments
-    parts: list = None  # a `Step` and a slice of each virtual batch
+    parts: list | None = None  # a `Step` and a slice of each virtual batch
 
 
 def moments(x, weights=None, *, axis=-1):

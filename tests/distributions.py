@@ -41,6 +41,7 @@ def check_wheel(path):
         about = {"METADATA", "RECORD", "WHEEL", "licenses/LICENSE"}
         package = tracked("keras_bnx")
         raise_unless_equal("wheel", names, package | {f"{info}/{n}" for n in about})
+        assert "keras_bnx/py.typed" in package
         for name in package:
             assert wheel.read(name) == (ROOT / name).read_bytes(), name
         license = wheel.read(f"{info}/licenses/LICENSE")
