@@ -78,13 +78,24 @@ def run_pytest(session, backend, device, *arguments):
     )
 
 
+# `.pre-commit-config.yaml` has the same.
+LINT = (
+    "ruff check .",
+    "ruff format --check --diff .",
+    "mypy",
+    "check_jsonschema --builtin-schema vendor.github-workflows"
+    " .github/workflows/full.yml .github/workflows/tests.yml",
+    "check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff",
+)
+
+
 @nox.session(tags=["full"])
 def lint(session):
-    """Style and unused code, by ruff; types, by mypy."""
+    """Style and unused code, by ruff; types, by mypy; files for others' tools."""
     python = prepare(session, "lint")
-    session.run(python, "-m", "ruff", "check", ".")
-    session.run(python, "-m", "ruff", "format", "--check", "--diff", ".")
-    session.run(python, "-m", "mypy")
+    for command in LINT:
+        session.run(python, "-m", *command.split())
+    session.run(python, "-m", "pre_commit", "validate-config")
 
 
 @nox.session
