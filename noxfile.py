@@ -7,6 +7,7 @@
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s docs          the site, built strictly
     python -m nox -s package       what is published: built, checked, installed, trained
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
     python -m nox -s mutants       the package, broken in many small ways
@@ -138,6 +139,17 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+
+
+@nox.session(tags=["full"])
+def docs(session):
+    """Builds the site into site/; a link that is broken fails; after --: serve."""
+    python = prepare(session, "docs")
+    session.run(python, "-m", "doctest", "docs/hooks.py")
+    command = session.posargs or ["build"]
+    # MkDocs's theme warns of another generator at each start.
+    env = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run(python, "-m", "mkdocs", *command, "--strict", env=env)
 
 
 @nox.session(tags=["full"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NOXFILE = ast.parse((ROOT / "noxfile.py").read_text())
-IGNORED = {".nox", ".venv", "build", "dist"}
+IGNORED = {".nox", ".venv", "build", "dist", "site"}
 
 
 def sessions():
