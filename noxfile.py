@@ -7,6 +7,7 @@
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s coverage      what no CPU column runs of the package
     python -m nox -s docs          the site, built strictly
     python -m nox -s package       what is published: built, checked, installed, trained
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
@@ -21,6 +22,7 @@ pass, fail or refuse to start.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
@@ -61,9 +63,9 @@ def prepare(session, *groups):
     return "python"
 
 
-def run_pytest(session, backend, device, *arguments):
+def run_pytest(session, backend, device, *arguments, groups=(), env=None):
     """Runs a column's tests, with arguments after -- as the last."""
-    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
+    python = prepare(session, f"{backend}-{device}", f"test-{backend}", *groups)
     # Two at a time. On a GPU they would take each other's memory.
     workers = ["--numprocesses=2", "--dist=worksteal"] if device == "cpu" else []
     session.run(
@@ -75,7 +77,7 @@ def run_pytest(session, backend, device, *arguments):
         *workers,
         *arguments,
         *session.posargs,
-        env={"KERAS_BACKEND": backend},
+        env={"KERAS_BACKEND": backend, **(env or {})},
     )
 
 
@@ -139,6 +141,32 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def coverage(session, backend):
+    """A CPU column, and what of the package it runs; after --: pytest's."""
+    # Of each column a file; after the last of them, what all leave out.
+    env = {"COVERAGE_FILE": f".coverage.{backend}"}
+    arguments = ("--cov", "--cov-report=")
+    run_pytest(session, backend, "cpu", *arguments, groups=("coverage",), env=env)
+    if backend == BACKENDS[-1]:
+        session.notify("coverage_page", posargs=[])
+
+
+@nox.session
+def coverage_page(session):
+    """What no CPU column runs, with reasons, as docs/coverage.md; `coverage` first."""
+    python = prepare(session, "coverage")
+    files = [f".coverage.{backend}" for backend in BACKENDS]
+    missing = [file for file in files if not Path(file).exists()]
+    if missing:
+        session.error(f"There is no {', '.join(missing)}. Run `nox -s coverage`.")
+    run = functools.partial(session.run, python, "-m", "coverage")
+    run("combine", "--keep", "--data-file=.coverage", *files)
+    run("json", "--data-file=.coverage", "-o", ".coverage.json", "--quiet")
+    session.run(python, "tests/gaps.py", ".coverage.json", "docs/coverage.md")
 
 
 @nox.session(tags=["full"])

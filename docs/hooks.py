@@ -13,9 +13,11 @@ SUFFIXES = {".md", ".png", ".svg", ".html", ".css", ".csv"}
 
 
 def on_config(config):
-    """Gives the matrix a place, where it has been made."""
-    if (ROOT / "docs" / "matrix.md").exists():
-        config.nav.insert(5, {"Matrix": "docs/matrix.md"})
+    """Gives a place to the pages that sessions make, where they have been made."""
+    for title in ("Coverage", "Matrix"):
+        page = f"docs/{title.lower()}.md"
+        if (ROOT / page).exists():
+            config.nav.insert(-2, {title: page})
 
 
 def on_files(files, config):

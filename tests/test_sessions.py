@@ -85,7 +85,8 @@ def test_workflows_run_sessions():
         function, _, parameters = name.partition("(")
         _, decorators = sessions()[function]
         wanted = "(jax-cpu)" if "COLUMNS" in decorators else "(jax)"
-        wanted = wanted if "parametrize" in decorators else ""
+        # Without parameters: one after the other.
+        wanted = wanted if "parametrize" in decorators and parameters else ""
         backend = re.search(r"tensorflow|jax|torch|$", parameters)[0]
         assert name == f"{function}{wanted}".replace("jax", backend or "jax"), name
     # What plain nox runs is run.

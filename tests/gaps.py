@@ -1,0 +1,121 @@
+"""What the CPU columns together don't run of the package, and why.
+
+    python tests/gaps.py COVERAGE.json PAGE.md
+
+`nox -s coverage` calls it with what coverage.py has measured. A gap is a run of
+statements, one after the other, that no test has run; it needs a reason here, by its
+first line. A gap without a reason, and a reason without a gap, are errors.
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# By the module, below `keras_bnx/`, and the first line of the gap.
+REASONS = {}
+
+
+def gaps(file):
+    """Runs of missing statements: lists of line numbers, of coverage.py's entry."""
+    missing, found = set(file["missing_lines"]), []
+    for line in sorted(missing | set(file["executed_lines"])):
+        if line not in missing:
+            found.append([])
+        elif found:
+            found[-1].append(line)
+        else:
+            found = [[line]]
+    return [gap for gap in found if gap]
+
+
+def explain(name, text, file, reasons):
+    """The gaps of a module: first line, number of statements, reason or `None`."""
+    lines = text.splitlines()
+    for gap in gaps(file):
+        first = lines[gap[0] - 1].strip()
+        yield first, len(gap), reasons.get((name, first))
+
+
+def page(files, reasons):
+    """Tables in Markdown, of modules and of gaps.
+
+    Args:
+        files: dictionary, by the module's name its text and coverage.py's entry.
+        reasons: as `REASONS`.
+
+    Raises:
+        ValueError: for gaps without a reason, and reasons without a gap.
+    """
+    modules, rows, without, used = [], [], [], set()
+    for name, (text, file) in sorted(files.items()):
+        count = len(file["executed_lines"]) + len(file["missing_lines"])
+        left = len(file["missing_lines"])
+        modules.append((name, count, left))
+        for first, size, reason in explain(name, text, file, reasons):
+            if reason is None:
+                without.append(f"{name}: {first}")
+            used.add((name, first))
+            rows.append(f"| `{name}` | `{first}` | {size} | {reason} |")
+    stale = [f"{name}: {first}" for name, first in reasons if (name, first) not in used]
+    if without or stale:
+        raise ValueError(
+            "Each gap has a reason, and each reason a gap. Received:\n"
+            + "".join(f"  no reason for {gap}\n" for gap in without)
+            + "".join(f"  no gap at {gap}\n" for gap in stale)
+            + "Test what isn't run, or correct REASONS."
+        )
+    modules.append(("all", *map(sum, zip(*(row[1:] for row in modules), strict=True))))
+    table = [
+        f"| {name if name == 'all' else f'`{name}`'} | {count} | {left} | "
+        f"{100.0 * (count - left) / max(1, count):.1f} |"
+        for name, count, left in modules
+    ]
+    return "\n".join(
+        [
+            "| module | statements | not run | run, in % |",
+            "| --- | ---: | ---: | ---: |",
+            *table,
+            "",
+            "## What isn't run, and why",
+            "",
+            "| module | from | statements | why |",
+            "| --- | --- | ---: | --- |",
+            *rows,
+        ]
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("measured", type=Path)
+    parser.add_argument("page", type=Path)
+    arguments = parser.parse_args()
+    measured = json.loads(arguments.measured.read_text())
+    files = {}
+    for path, file in measured["files"].items():
+        name = Path(path).relative_to("keras_bnx").as_posix()
+        files[name] = (ROOT / path).read_text(), file
+    try:
+        tables = page(files, REASONS)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    day = measured["meta"]["timestamp"].partition("T")[0]
+    arguments.page.write_text(
+        "# Coverage\n\nStatements of `keras_bnx` that the three CPU columns run "
+        f"together, by coverage.py: `nox -s coverage` on {day}, at {commit}. What is "
+        "compiled counts where it is traced.\n\n" + tables + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
