@@ -241,7 +241,7 @@ def draw(measured):
         axes.plot(RATIOS, errors, "o-", color=color, ms=4, label=label)
         lost = [r for r, error in zip(RATIOS, errors, strict=True) if math.isnan(error)]
         if lost:
-            axes.plot(lost, [1.0] * len(lost), "x", color=color, label="NaN")
+            axes.plot(lost, [1.0] * len(lost), "x", color=color, label=f"{label}: NaN")
     ours = [
         max(float(measured[backend, name]["ours"]) for backend in COLUMNS)
         for name in names

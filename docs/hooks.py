@@ -25,7 +25,7 @@ def on_files(files, config):
     for file in files.documentation_pages() + files.media_files():
         if file.src_dir == config.docs_dir:
             files.remove(file)
-    paths = [*ROOT.glob("*.md"), ROOT / "LICENSE"]
+    paths = [*ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "CITATION.cff"]
     for folder in FOLDERS:
         paths += (p for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES)
         # Linked to, not read.

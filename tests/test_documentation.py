@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_bnx
+from benchmarks import differences
 from keras_bnx.tools.checks import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def blocks(path):
 
 
 PAGES = sorted(DOCS.glob("*.md"))
-WITHOUT_CODE = {"api", "coverage", "matrix"}
+WITHOUT_CODE = {"api", "coverage", "differences", "matrix", "questions"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -122,6 +123,16 @@ def test_the_readmes_tools_run(tmp_path, monkeypatch):
     if keras.config.backend() == "torch":
         exec(exchange, names)
         assert names["module"].num_features == 8
+
+
+@pytest.mark.parametrize("name", differences.DOCUMENTS)
+def test_tables_of_differences_are_what_was_measured(name):
+    text, measured = (ROOT / name).read_text(), differences.read()
+    situations = differences.DOCUMENTS[name]
+    assert differences.between(text, differences.table(measured, situations)) == text
+    assert {row["ours"] for row in measured.values()} & {"nan", "inf"} == set()
+    # Measured by one version on each backend.
+    assert len({row["keras"] for row in measured.values()}) == 1
 
 
 def test_the_readme_counts_the_rules():
