@@ -39,6 +39,10 @@ def layers(module: Any, model: keras.Model, x: Any) -> None:
     assert_type(interop.from_flax(module), keras_bnx.BatchNormalization)
     with keras_bnx.force_implementation("generic"), keras_bnx.keep_moving_statistics():
         assert_type(keras_bnx.explain_implementation(layer, x), Explanation)
+    keras_bnx.BatchNormalization([1, 2], momentum=None, renorm_clipping={"rmax": 3.0})
+    assert_type(layer.frozen, tuple[str, ...])
+    assert_type(layer.momentum, float | None)
+    assert_type(layer.get_config(), dict[str, Any])
     assert_type(keras_bnx.renorm_schedule(), dict[str, keras_bnx.Ramp])
 
 
@@ -46,6 +50,8 @@ def mistakes(model: keras.Model) -> None:
     keras_bnx.Ramp("1", 3.0, start=0, end=9)  # type: ignore[arg-type]
     keras_bnx.Ramp(1.0, 3.0, 0, 9)  # type: ignore[call-arg]
     keras_bnx.force_implementation("fast")  # type: ignore[arg-type]
+    keras_bnx.BatchNormalization(momentum="0.9")  # type: ignore[arg-type]
+    keras_bnx.BatchNormalization(axis=1.5)  # type: ignore[arg-type]
     keras_bnx.recalibrate(model)  # type: ignore[call-arg]
     keras_bnx.statistics_report(model).plot(3)  # type: ignore[arg-type]
     keras_bnx.freeze(model, statistic=True)  # type: ignore[call-arg]

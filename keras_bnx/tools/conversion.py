@@ -1,5 +1,7 @@
 """Copies of models with other batch normalization."""
 
+from typing import Any
+
 import keras
 
 from keras_bnx.batch_normalization import BatchNormalization
@@ -15,7 +17,7 @@ KERAS = keras.layers.BatchNormalization
 _CONVERTED = (KERAS, BatchNormalization)
 
 
-def convert(model, **arguments):
+def convert(model: keras.Model, **arguments: Any) -> keras.Model:
     """Copies a model with this package's layer for every batch normalization.
 
     Keras's layers become ours, ours take the new arguments, and all weights are kept:
@@ -68,7 +70,7 @@ def convert(model, **arguments):
     return _copy(model, convert_layer)
 
 
-def revert(model):
+def revert(model: keras.Model) -> keras.Model:
     """Copies a model with Keras's own layer for every batch normalization.
 
     `convert`'s way back: the copy and its files need this package no more. Names,
