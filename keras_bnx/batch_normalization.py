@@ -20,9 +20,6 @@ from keras_bnx.ops.weights import (
     vary_by_channel,
 )
 
-# What `keras.initializers.get` and its like take.
-_Named = str | dict[str, Any] | Callable[..., Any]
-
 
 @keras.saving.register_keras_serializable(package="keras_bnx")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -186,14 +183,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
         epsilon: float = 1e-3,
         center: bool = True,
         scale: bool = True,
-        beta_initializer: _Named = "zeros",
-        gamma_initializer: _Named = "ones",
-        moving_mean_initializer: _Named = "zeros",
-        moving_variance_initializer: _Named = "ones",
-        beta_regularizer: _Named | None = None,
-        gamma_regularizer: _Named | None = None,
-        beta_constraint: _Named | None = None,
-        gamma_constraint: _Named | None = None,
+        beta_initializer: str | dict | Callable = "zeros",
+        gamma_initializer: str | dict | Callable = "ones",
+        moving_mean_initializer: str | dict | Callable = "zeros",
+        moving_variance_initializer: str | dict | Callable = "ones",
+        beta_regularizer: str | dict | Callable | None = None,
+        gamma_regularizer: str | dict | Callable | None = None,
+        beta_constraint: str | dict | Callable | None = None,
+        gamma_constraint: str | dict | Callable | None = None,
         renorm: bool = False,
         renorm_clipping: Mapping[str, Any] | None = None,
         renorm_momentum: float = 0.99,

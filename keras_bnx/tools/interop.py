@@ -22,20 +22,21 @@ _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
 _Target = TypeVar("_Target", bound=keras.Layer)
-# The other's names, to names of layers or the layers.
-_Names = Mapping[str, str | keras.Layer] | None
 
 
 @overload
 def from_torch(source: Any, **arguments: Any) -> BatchNormalization: ...
 @overload
 def from_torch(
-    source: Any, target: _Target, names: _Names = None, **arguments: float
+    source: Any,
+    target: _Target,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: float,
 ) -> _Target: ...
 def from_torch(
     source: Any,
     target: keras.Layer | None = None,
-    names: _Names = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
     **arguments: Any,
 ) -> keras.Layer:
     """Takes batch normalization, or a model's weights, from PyTorch.
@@ -88,7 +89,7 @@ def from_torch(
 def to_torch(
     source: keras.Layer,
     target: Any = None,
-    names: _Names = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
     *,
     kind: Literal["module", "state_dict"] = "module",
 ) -> Any:
@@ -149,12 +150,15 @@ def to_torch(
 def from_flax(source: Any, **arguments: Any) -> BatchNormalization: ...
 @overload
 def from_flax(
-    source: Any, target: _Target, names: _Names = None, **arguments: float
+    source: Any,
+    target: _Target,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: float,
 ) -> _Target: ...
 def from_flax(
     source: Any,
     target: keras.Layer | None = None,
-    names: _Names = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
     **arguments: Any,
 ) -> keras.Layer:
     """Takes batch normalization, or a model's weights, from Flax, linen or NNX.
@@ -198,7 +202,7 @@ def from_flax(
 def to_flax(
     source: keras.Layer,
     target: Any = None,
-    names: _Names = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
     *,
     kind: Literal["nnx", "linen", "variables"] = "nnx",
 ) -> Any:
