@@ -96,8 +96,9 @@ def main():
     measured = json.loads(arguments.measured.read_text())
     files = {}
     for path, file in measured["files"].items():
-        name = Path(path).relative_to("keras_bnx").as_posix()
-        files[name] = (ROOT / path).read_text(), file
+        path = (ROOT / path).resolve()
+        name = path.relative_to(ROOT / "keras_bnx").as_posix()
+        files[name] = path.read_text(), file
     try:
         tables = page(files, REASONS)
     except ValueError as error:
