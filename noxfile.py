@@ -147,8 +147,9 @@ def minimums(session):
 @nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
 def coverage(session, backend):
     """A CPU column, and what of the package it runs; after --: pytest's."""
-    # Of each column a file; after the last of them, what all leave out.
-    env = {"COVERAGE_FILE": f".coverage.{backend}"}
+    # Of each column a file; after the last of them, what all leave out. Names with a
+    # dot coverage.py would take for parts of one measurement, and remove.
+    env = {"COVERAGE_FILE": f".coverage-{backend}"}
     arguments = ("--cov", "--cov-report=")
     run_pytest(session, backend, "cpu", *arguments, groups=("coverage",), env=env)
     if backend == BACKENDS[-1]:
@@ -159,7 +160,7 @@ def coverage(session, backend):
 def coverage_page(session):
     """What no CPU column runs, with reasons, as docs/coverage.md; `coverage` first."""
     python = prepare(session, "coverage")
-    files = [f".coverage.{backend}" for backend in BACKENDS]
+    files = [f".coverage-{backend}" for backend in BACKENDS]
     missing = [file for file in files if not Path(file).exists()]
     if missing:
         session.error(f"There is no {', '.join(missing)}. Run `nox -s coverage`.")
