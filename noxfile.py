@@ -7,6 +7,9 @@
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s coverage      what no CPU column runs of the package
+    python -m nox -s docs          the site, built strictly
+    python -m nox -s package       what is published: built, checked, installed, trained
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
     python -m nox -s mutants       the package, broken in many small ways
     python -m nox -s bench         the benchmarks, on a GPU where there is one
@@ -19,9 +22,12 @@ pass, fail or refuse to start.
 """
 
 import argparse
+import functools
 import os
 import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import nox
 
@@ -57,9 +63,9 @@ def prepare(session, *groups):
     return "python"
 
 
-def run_pytest(session, backend, device, *arguments):
+def run_pytest(session, backend, device, *arguments, groups=(), env=None):
     """Runs a column's tests, with arguments after -- as the last."""
-    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
+    python = prepare(session, f"{backend}-{device}", f"test-{backend}", *groups)
     # Two at a time. On a GPU they would take each other's memory.
     workers = ["--numprocesses=2", "--dist=worksteal"] if device == "cpu" else []
     session.run(
@@ -71,16 +77,28 @@ def run_pytest(session, backend, device, *arguments):
         *workers,
         *arguments,
         *session.posargs,
-        env={"KERAS_BACKEND": backend},
+        env={"KERAS_BACKEND": backend, **(env or {})},
     )
+
+
+# `.pre-commit-config.yaml` has the same.
+LINT = (
+    "ruff check .",
+    "ruff format --check --diff .",
+    "mypy",
+    "check_jsonschema --builtin-schema vendor.github-workflows"
+    " .github/workflows/full.yml .github/workflows/tests.yml",
+    "check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff",
+)
 
 
 @nox.session(tags=["full"])
 def lint(session):
-    """Style and unused code, by ruff."""
+    """Style and unused code, by ruff; types, by mypy; files for others' tools."""
     python = prepare(session, "lint")
-    session.run(python, "-m", "ruff", "check", ".")
-    session.run(python, "-m", "ruff", "format", "--check", "--diff", ".")
+    for command in LINT:
+        session.run(python, "-m", *command.split())
+    session.run(python, "-m", "pre_commit", "validate-config")
 
 
 @nox.session
@@ -123,6 +141,79 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def coverage(session, backend):
+    """A CPU column, and what of the package it runs; after --: pytest's."""
+    # Of each column a file; after the last of them, what all leave out. Names with a
+    # dot coverage.py would take for parts of one measurement, and remove.
+    env = {"COVERAGE_FILE": f".coverage-{backend}"}
+    arguments = ("--cov", "--cov-report=")
+    run_pytest(session, backend, "cpu", *arguments, groups=("coverage",), env=env)
+    if backend == BACKENDS[-1]:
+        session.notify("coverage_page", posargs=[])
+
+
+@nox.session
+def coverage_page(session):
+    """What no CPU column runs, with reasons, as docs/coverage.md; `coverage` first."""
+    python = prepare(session, "coverage")
+    files = [f".coverage-{backend}" for backend in BACKENDS]
+    missing = [file for file in files if not Path(file).exists()]
+    if missing:
+        session.error(f"There is no {', '.join(missing)}. Run `nox -s coverage`.")
+    run = functools.partial(session.run, python, "-m", "coverage")
+    run("combine", "--keep", "--data-file=.coverage", *files)
+    run("json", "--data-file=.coverage", "-o", ".coverage.json", "--quiet")
+    session.run(python, "tests/gaps.py", ".coverage.json", "docs/coverage.md")
+
+
+@nox.session(tags=["full"])
+def docs(session):
+    """Builds the site into site/; a link that is broken fails; after --: serve."""
+    python = prepare(session, "docs")
+    session.run(python, "-m", "doctest", "docs/hooks.py")
+    command = session.posargs or ["build"]
+    # MkDocs's theme warns of another generator at each start.
+    env = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run(python, "-m", "mkdocs", *command, "--strict", env=env)
+
+
+@nox.session(tags=["full"])
+def package(session):
+    """Builds what is published, and trains with it; after --: backends, or all."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("A wheel is installed in environments of its own: no --no-venv.")
+    unknown = set(session.posargs) - {*BACKENDS}
+    if unknown:
+        session.error(f"There are no such backends. Received: {sorted(unknown)}.")
+    prepare(session, "package")
+    distributions = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(distributions, ignore_errors=True)
+    # The source distribution first, and from it the wheel: so it's whole.
+    session.run("python", "-m", "build", "--outdir", str(distributions), ".")
+    (wheel,), (source,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    session.run("python", "-m", "twine", "check", "--strict", str(wheel), str(source))
+    session.run("python", "tests/distributions.py", str(distributions))
+    script = Path("tests/installed.py").resolve()
+    for backend in session.posargs or BACKENDS:
+        # Away from the checkout, with the framework and nothing else; a gigabyte,
+        # so it doesn't stay.
+        with tempfile.TemporaryDirectory() as folder:
+            session.run("python", "-m", "venv", folder)
+            python = str(Path(folder) / "bin" / "python")
+            pins = nox.project.dependency_groups(PROJECT, f"{backend}-cpu")
+            pip = [python, "-I", "-m", "pip", "install", "--quiet", "--no-compile"]
+            session.run(*pip, str(wheel), *pins, external=True)
+            session.run(python, "-I", "-m", "pip", "check", external=True)
+            with session.chdir(folder):
+                session.run(
+                    *(python, "-I", str(script)),
+                    env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                    external=True,
+                )
 
 
 @nox.session(tags=["full"])

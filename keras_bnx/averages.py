@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -21,7 +22,7 @@ _kept = False
 
 
 @contextlib.contextmanager
-def keep_moving_statistics():
+def keep_moving_statistics() -> Iterator[None]:
     """Training passes inside of this `with` statement leave moving statistics alone.
 
     Layers still normalize by the batch, as for gradient penalties, adversarial
@@ -29,6 +30,9 @@ def keep_moving_statistics():
     layer is called. So with `jax.jit`, `tf.function` and `torch.compile` it
     belongs inside the function that is compiled; around a call of what has been
     compiled before, it changes nothing on JAX and TensorFlow.
+
+    Returns:
+        A context manager.
 
     Example:
 

@@ -1,6 +1,8 @@
 """The layer: arguments, weights, training and inference branch, config, files."""
 
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -170,33 +172,45 @@ class BatchNormalization(keras.layers.BatchNormalization):
       https://arxiv.org/abs/1705.08741), Algorithm 1, ghost batches.
     """
 
+    axis: int | tuple[int, ...]
+    momentum: float | None
+    epsilon: float
+    activation: Callable
+    gamma: keras.Variable | None
+    beta: keras.Variable | None
+    # Once the layer is built.
+    moving_mean: keras.Variable
+    moving_variance: keras.Variable
+    history: keras.Layer | None
+    _frozen: tuple[str, ...]
+
     def __init__(
         self,
-        axis=-1,
-        momentum=0.99,
-        epsilon=1e-3,
-        center=True,
-        scale=True,
-        beta_initializer="zeros",
-        gamma_initializer="ones",
-        moving_mean_initializer="zeros",
-        moving_variance_initializer="ones",
-        beta_regularizer=None,
-        gamma_regularizer=None,
-        beta_constraint=None,
-        gamma_constraint=None,
-        renorm=False,
-        renorm_clipping=None,
-        renorm_momentum=0.99,
-        synchronized=False,
+        axis: int | Sequence[int] = -1,
+        momentum: float | None = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: str | dict | Callable = "zeros",
+        gamma_initializer: str | dict | Callable = "ones",
+        moving_mean_initializer: str | dict | Callable = "zeros",
+        moving_variance_initializer: str | dict | Callable = "ones",
+        beta_regularizer: str | dict | Callable | None = None,
+        gamma_regularizer: str | dict | Callable | None = None,
+        beta_constraint: str | dict | Callable | None = None,
+        gamma_constraint: str | dict | Callable | None = None,
+        renorm: bool = False,
+        renorm_clipping: Mapping[str, Any] | None = None,
+        renorm_momentum: float = 0.99,
+        synchronized: bool | int = False,
         *,
-        virtual_batch_size=None,
-        unbiased_moving_variance=False,
-        debias_moving_statistics=False,
-        axis_name=None,
-        activation=None,
-        **kwargs,
-    ):
+        virtual_batch_size: int | None = None,
+        unbiased_moving_variance: bool = False,
+        debias_moving_statistics: bool = False,
+        axis_name: str | None = None,
+        activation: str | dict | Callable | None = None,
+        **kwargs: Any,
+    ) -> None:
         super(keras.layers.BatchNormalization, self).__init__(**kwargs)
         # float16 would lose digits, and overflow, before the layer can upcast.
         self.autocast = False
@@ -238,7 +252,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self.moving_mean = self.moving_variance = self.history = None
         self._frozen = ()
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[int | None]) -> None:
         axes = arguments.channel_axes(self.axis, len(input_shape))
         if None in [input_shape[axis] for axis in axes]:
             raise ValueError(
@@ -300,11 +314,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
             self.activation.build(input_shape)
         self._apply_frozen()
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(
+        self, input_shape: Sequence[int | None]
+    ) -> tuple[int | None, ...]:
         self._channel_axes(input_shape)
         return tuple(input_shape)
 
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         batch = self._batch(inputs, mask)
         context = backends.active().replicas(self.axis_name)
         trains = self._trains(training, batch, context)
@@ -475,7 +491,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             gamma = leave_out_absent(gamma, counted, batch)
         return Affine(gamma, beta)
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
+    def rematerialized_call(
+        self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Callable[..., Any]:
         """Returns `layer_call`, which rematerialization leaves as it is.
 
         A `keras.RematScope` computes a layer's intermediate results a second time
@@ -485,7 +503,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """
         return layer_call
 
-    def reset_moving_statistics(self):
+    def reset_moving_statistics(self) -> None:
         """Sets the moving statistics to their initial values, and all counts to 0.
 
         A cumulative average (`momentum=None`) starts anew. gamma and beta stay.
@@ -493,7 +511,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if self.built:
             MovingStatistics(self).reset()
 
-    def freeze(self, statistics=True, affine=True):
+    def freeze(self, statistics: bool = True, affine: bool = True) -> None:
         """Freezes the moving statistics, gamma and beta, or one of the two.
 
         Frozen survives `fit`, `model.trainable = True`, saving and loading.
@@ -507,7 +525,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self._frozen = tuple(k for k, on in kinds.items() if on or k in self._frozen)
         self._apply_frozen()
 
-    def unfreeze(self):
+    def unfreeze(self) -> None:
         """Undoes `freeze`, and `trainable=False`."""
         self._frozen = ()
         self.trainable = True
@@ -515,12 +533,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
         self._apply_frozen()
 
     @property
-    def frozen(self):
+    def frozen(self) -> tuple[str, ...]:
         """Tuple of what is frozen: `"statistics"`, `"affine"`."""
         return self._frozen
 
     @keras.layers.Layer.trainable.setter
-    def trainable(self, value):
+    def trainable(self, value: bool) -> None:
         keras.layers.Layer.trainable.fset(self, value)
         self._apply_frozen()
 
@@ -529,7 +547,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if weight is not None:
                 weight.trainable = self.trainable and "affine" not in self._frozen
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super(keras.layers.BatchNormalization, self).get_config()
         clipping = self.renorm_clipping
         if clipping is not None:
@@ -580,7 +598,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return keras.activations.serialize(self.activation)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Creates a layer from the config of this layer, Keras's, or Keras 2's.
 
         Keras 2 stored two arguments more: `fused`, a choice of kernel, has no
@@ -607,7 +625,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         layer.freeze("statistics" in frozen, "affine" in frozen)
         return layer
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         """Loads weights, of a layer with or without `renorm`.
 
         What only renorm has is left out, or started from the moving statistics. So

@@ -1,6 +1,7 @@
 """Which implementation runs: asking, and deciding it for tests and bug reports."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
 
 import keras
 
@@ -19,13 +20,15 @@ class Explanation(NamedTuple):
 
     implementation: str
     kernels: str
-    reasons: list
+    reasons: list[str]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return " ".join([f"{self.implementation} ({self.kernels}).", *self.reasons])
 
 
-def force_implementation(implementation):
+def force_implementation(
+    implementation: Literal["auto", "generic", "native"],
+) -> AbstractContextManager[None]:
     """Decides which implementation layers use, inside of a `with` statement.
 
     `"native"` is a framework's own kernels with a gradient that keeps the inputs
@@ -55,7 +58,7 @@ def force_implementation(implementation):
     return backends.force(implementation)
 
 
-def explain_implementation(layer, inputs):
+def explain_implementation(layer: BatchNormalization, inputs: Any) -> Explanation:
     """Says which implementation would run for a layer and its inputs, and why.
 
     Nothing is computed. With `virtual_batch_size` the answer is that of training.

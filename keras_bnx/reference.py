@@ -57,19 +57,19 @@ class Arguments:
     largest number that the layer stores: statistics beyond aren't finite there.
     """
 
-    axis: int = -1  # or a tuple
-    momentum: float = 0.99  # or None
+    axis: int | tuple[int, ...] = -1
+    momentum: float | None = 0.99
     epsilon: float = 1e-3
-    gamma: np.ndarray = None
-    beta: np.ndarray = None
+    gamma: np.ndarray | None = None
+    beta: np.ndarray | None = None
     renorm: bool = False
     renorm_clipping: dict = field(default_factory=dict)
     renorm_momentum: float = 0.99
-    virtual_batch_size: int = None
+    virtual_batch_size: int | None = None
     unbiased_moving_variance: bool = False
     debias_moving_statistics: bool = False
     largest: float = float(np.finfo("float32").max)
-    activation: str = None  # a name of `ACTIVATIONS`
+    activation: str | None = None  # a name of `ACTIVATIONS`
 
 
 @dataclass
@@ -85,8 +85,8 @@ class Step:
     share: np.ndarray  # w / n, 0 in channels with statistics of their own
     weights: np.ndarray
     arguments: Arguments
-    z: np.ndarray  # what goes into the activation
-    parts: list = None  # a `Step` and a slice of each virtual batch
+    z: np.ndarray | None  # what goes into the activation
+    parts: list | None = None  # a `Step` and a slice of each virtual batch
 
 
 def moments(x, weights=None, *, axis=-1):

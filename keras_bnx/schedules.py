@@ -1,5 +1,7 @@
 """Schedules of renorm's limits over training."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -25,7 +27,15 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
     [1.0, 2.0, 3.0]
     """
 
-    def __init__(self, initial, final, *, start, end, reciprocal=False):
+    def __init__(
+        self,
+        initial: float,
+        final: float,
+        *,
+        start: int,
+        end: int,
+        reciprocal: bool = False,
+    ) -> None:
         if not 0 <= start < end:
             raise ValueError(
                 "A ramp starts at a step of at least 0 and ends after it. "
@@ -34,12 +44,12 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
         self.initial, self.final = float(initial), float(final)
         self.start, self.end, self.reciprocal = start, end, reciprocal
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         passed = (ops.cast(step, "float32") - self.start) / (self.end - self.start)
         value = self.initial + (self.final - self.initial) * ops.clip(passed, 0.0, 1.0)
         return 1.0 / value if self.reciprocal else value
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "initial": self.initial,
             "final": self.final,
@@ -49,7 +59,14 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def renorm_schedule(rmax=3.0, dmax=5.0, *, start=5000, rmax_end=40000, dmax_end=25000):
+def renorm_schedule(
+    rmax: float = 3.0,
+    dmax: float = 5.0,
+    *,
+    start: int = 5000,
+    rmax_end: int = 40000,
+    dmax_end: int = 25000,
+) -> dict[str, Ramp]:
     """The limits of batch renormalization as its paper relaxes them.
 
     Plain batch normalization (r = 1, d = 0) up to step `start`, then r between

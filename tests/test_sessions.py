@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NOXFILE = ast.parse((ROOT / "noxfile.py").read_text())
-IGNORED = {".nox", ".venv", "build", "dist"}
+IGNORED = {".nox", ".venv", "build", "dist", "site"}
 
 
 def sessions():
@@ -70,6 +70,45 @@ def test_what_plain_nox_leaves_out_is_run_by_full():
     # Neither chooses files, so both run all that pytest finds.
     assert "--full" not in plain and "tests/" not in plain + full
     assert "'--full'" in full and "'full'" in tags and "BACKENDS" in tags
+
+
+def test_workflows_run_sessions():
+    """Those of `nox -l`: the name of a function, with what it is parametrized by."""
+    found = []
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml")):
+        names = re.search(r"session:\n((?: +- .*\n)+)", path.read_text())[1]
+        found += re.findall(r"- (.*)\n", names)
+        # The file that is checked by `nox -s lint`.
+        assert f"{path.relative_to(ROOT)}" in (ROOT / "noxfile.py").read_text()
+    assert len(found) == len(set(found)) > 9
+    for name in found:
+        function, _, parameters = name.partition("(")
+        _, decorators = sessions()[function]
+        wanted = "(jax-cpu)" if "COLUMNS" in decorators else "(jax)"
+        # Without parameters: one after the other.
+        wanted = wanted if "parametrize" in decorators and parameters else ""
+        backend = re.search(r"tensorflow|jax|torch|$", parameters)[0]
+        assert name == f"{function}{wanted}".replace("jax", backend or "jax"), name
+    # What plain nox runs is run.
+    assert {"lint", *(f"tests({b}-cpu)" for b in ("jax", "tensorflow", "torch"))} <= {
+        *found
+    }
+
+
+def test_pre_commit_has_what_lint_runs():
+    config = (ROOT / ".pre-commit-config.yaml").read_text()
+    (lint,) = (
+        ast.literal_eval(node.value)
+        for node in NOXFILE.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LINT"
+    )
+    entries = re.findall(r"entry: python -m (.*)\n", config)
+    assert entries == list(lint)
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    versions = re.findall(r"additional_dependencies: \[(.*)\]", config)
+    assert len(versions) == len(lint)
+    pinned = {package for package in groups["lint"] if "==" in package}
+    assert pinned == {*versions}
 
 
 def test_what_is_full_but_on_one_backend_names_it():

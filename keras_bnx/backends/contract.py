@@ -131,7 +131,7 @@ class Replicas(NamedTuple):
             moving statistics follow.
     """
 
-    count: int
+    count: int  # type: ignore[assignment] # a field hides the method of tuples
     index: Any
     all_reduce_sum: Callable
     merges_moving: bool

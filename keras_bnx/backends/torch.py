@@ -629,7 +629,7 @@ def replicas(axis_name):
 
 
 # The process group of the last forward pass inside of `DistributedDataParallel`.
-_repeated = collections.deque(maxlen=1)
+_repeated: collections.deque = collections.deque(maxlen=1)
 
 
 def _all_reduce_sum(value, group):

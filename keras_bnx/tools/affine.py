@@ -310,7 +310,8 @@ class Taker:
         weights: dictionary of arrays, by the names of the layer's attributes.
     """
 
-    kernels, bias = ("kernel",), "bias"
+    kernels: tuple[str, ...] = ("kernel",)
+    bias = "bias"
 
     def __init__(self, layer):
         self.layer = layer

@@ -4,8 +4,9 @@ A rule is a function of a `_Case` that yields what it has `Found`; `check` runs 
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -41,11 +42,11 @@ class Finding:
 
     rule: str
     severity: str
-    layers: list
+    layers: list[str]
     message: str
     cure: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         shown = ", ".join(self.layers[:4])
         more = len(self.layers) - 4
         shown += f" and {more} more" if more > 0 else ""
@@ -56,21 +57,21 @@ class Finding:
 class Found(NamedTuple):
     """What a rule yields; `severity` where it isn't the rule's own."""
 
-    layers: list
+    layers: list[str]
     message: str
     cure: str
     severity: str | None = None
 
 
-class Findings(list):
+class Findings(list[Finding]):
     """A list of `Finding`, errors first; prints as a text."""
 
     @property
-    def errors(self):
+    def errors(self) -> list[Finding]:
         """Those whose results are wrong."""
         return [finding for finding in self if finding.severity == "error"]
 
-    def __str__(self):
+    def __str__(self) -> str:
         counts = []
         for severity, word in zip(
             SEVERITIES, ("error", "warning", "note"), strict=True
@@ -80,7 +81,15 @@ class Findings(list):
         return "\n".join([*map(str, self), ", ".join(counts)])
 
 
-def check(model, x=None, optimizer=None, *, batch_size=None, steps=None, verbose=0):
+def check(
+    model: keras.Layer,
+    x: Any = None,
+    optimizer: keras.optimizers.Optimizer | None = None,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    verbose: str | int = 0,
+) -> Findings:
     """Looks for what is known to go wrong with batch normalization in a model.
 
     From the weights and the graph of the model alone; with an optimizer also what it
@@ -177,7 +186,7 @@ class _Case:
 
 
 # By the name of each rule, its severity and its function.
-RULES = {}
+RULES: dict[str, tuple[str, Callable[["_Case"], Iterable[Found]]]] = {}
 
 
 def _rule(name, severity):

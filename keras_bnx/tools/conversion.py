@@ -1,6 +1,7 @@
 """Copies of models with other batch normalization."""
 
 from collections import Counter
+from typing import Any
 
 import keras
 
@@ -22,7 +23,9 @@ KERAS = keras.layers.BatchNormalization
 _CONVERTED = (KERAS, BatchNormalization)
 
 
-def convert(model, *, fuse_activations=False, **arguments):
+def convert(
+    model: keras.Model, *, fuse_activations: bool = False, **arguments: Any
+) -> keras.Model:
     """Copies a model with this package's layer for every batch normalization.
 
     Keras's layers become ours, ours take the new arguments, and all weights are kept:
@@ -86,7 +89,7 @@ def convert(model, *, fuse_activations=False, **arguments):
     return _copy(model, _Copier(convert_layer, fuses=fuse_activations))
 
 
-def revert(model):
+def revert(model: keras.Model) -> keras.Model:
     """Copies a model with Keras's own layer for every batch normalization.
 
     `convert`'s way back: the copy and its files need this package no more. Names,

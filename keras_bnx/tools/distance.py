@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,10 +23,22 @@ class Distance:
     ratio: np.ndarray
 
     @classmethod
-    def between(cls, name, moving, population, epsilon):
-        """The distance of `moving`, mean and variance, from a `Population`.
+    def between(
+        cls,
+        layer: str,
+        moving: tuple[np.ndarray, np.ndarray],
+        population: Any,
+        epsilon: float,
+    ) -> Self:
+        """The distance of moving statistics from the data's.
 
         Channels of which nothing was seen are at no distance.
+
+        Args:
+            layer: string, its name.
+            moving: pair of the moving mean and variance.
+            population: `Population`, of the data.
+            epsilon: float, the layer's.
         """
         mean, variance = moving
         seen = population.count > 0
@@ -33,13 +46,13 @@ class Distance:
         # One element has no variance to compare with.
         has_variance = population.size > 1
         return cls(
-            name,
+            layer,
             np.where(seen, (mean - population.mean) / scale, 0.0),
             np.where(has_variance, np.sqrt(variance + epsilon) / scale, 1.0),
         )
 
     @property
-    def error(self):
+    def error(self) -> np.ndarray:
         """How far normalized outputs are off at inference, a vector of deviations.
 
         The root of the mean square over all inputs, before gamma and beta: with `z`

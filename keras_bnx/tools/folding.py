@@ -46,21 +46,21 @@ class Folding(NamedTuple):
     reason: str | None
 
 
-class FoldingReport(list):
+class FoldingReport(list[Folding]):
     """A list of `Folding`, one of each batch normalization; prints as a table."""
 
     @property
-    def folded(self):
+    def folded(self) -> list[Folding]:
         """Those that were folded."""
         return [record for record in self if record.into is not None]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rows = [[cell or "" for cell in row] for row in self]
         text = table(["layer", "into", "reason"], rows)
         return f"{text}\n{len(self.folded)} of {len(self)} folded"
 
 
-def fold(model):
+def fold(model: keras.Model) -> tuple[keras.Model, FoldingReport]:
     """Copies a model for inference, its batch normalizations folded into other layers.
 
     At inference a batch normalization is an affine map of each channel, `y = s * x + t`

@@ -2,11 +2,13 @@
 
 import warnings
 
+import keras
+
 from keras_bnx.batch_normalization import BatchNormalization
 from keras_bnx.tools.models import batch_normalizations
 
 
-def freeze(model, statistics=True, affine=True):
+def freeze(model: keras.Layer, statistics: bool = True, affine: bool = True) -> None:
     """Freezes every batch normalization of a model, nested ones too.
 
     Frozen statistics: the layer normalizes by its moving statistics, also in `fit`
@@ -57,7 +59,7 @@ def freeze(model, statistics=True, affine=True):
     _warn_if_compiled(model, "freeze")
 
 
-def unfreeze(model):
+def unfreeze(model: keras.Layer) -> None:
     """Undoes `freeze`: every batch normalization trains and adapts again.
 
     Args:

@@ -8,7 +8,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 import keras
 import numpy as np
@@ -21,8 +21,24 @@ _KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 
+_Target = TypeVar("_Target", bound=keras.Layer)
 
-def from_torch(source, target=None, names=None, **arguments):
+
+@overload
+def from_torch(source: Any, **arguments: Any) -> BatchNormalization: ...
+@overload
+def from_torch(
+    source: Any,
+    target: _Target,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: float,
+) -> _Target: ...
+def from_torch(
+    source: Any,
+    target: keras.Layer | None = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: Any,
+) -> keras.Layer:
     """Takes batch normalization, or a model's weights, from PyTorch.
 
     A single layer: `from_torch(module)` or `from_torch(state_dict)` returns a layer
@@ -70,7 +86,13 @@ def from_torch(source, target=None, names=None, **arguments):
     return _read(_torch(source, arguments), target, names, arguments)
 
 
-def to_torch(source, target=None, names=None, *, kind="module"):
+def to_torch(
+    source: keras.Layer,
+    target: Any = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    *,
+    kind: Literal["module", "state_dict"] = "module",
+) -> Any:
     """Gives batch normalization, or a model's weights, to PyTorch.
 
     `from_torch`'s way back, by the same `names`. Layers that PyTorch's can't express
@@ -124,7 +146,21 @@ def to_torch(source, target=None, names=None, *, kind="module"):
     return state
 
 
-def from_flax(source, target=None, names=None, **arguments):
+@overload
+def from_flax(source: Any, **arguments: Any) -> BatchNormalization: ...
+@overload
+def from_flax(
+    source: Any,
+    target: _Target,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: float,
+) -> _Target: ...
+def from_flax(
+    source: Any,
+    target: keras.Layer | None = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    **arguments: Any,
+) -> keras.Layer:
     """Takes batch normalization, or a model's weights, from Flax, linen or NNX.
 
     As `from_torch`. Flax's momentum is the weight of the old value and its moving
@@ -163,7 +199,13 @@ def from_flax(source, target=None, names=None, **arguments):
     return _read(_flax(source, arguments), target, names, arguments)
 
 
-def to_flax(source, target=None, names=None, *, kind="nnx"):
+def to_flax(
+    source: keras.Layer,
+    target: Any = None,
+    names: Mapping[str, str | keras.Layer] | None = None,
+    *,
+    kind: Literal["nnx", "linen", "variables"] = "nnx",
+) -> Any:
     """Gives batch normalization, or a model's weights, to Flax, linen or NNX.
 
     `from_flax`'s way back, by the same `names`. Layers that Flax's can't express are
@@ -206,7 +248,7 @@ def to_flax(source, target=None, names=None, *, kind="nnx"):
         target = _arrays(target)
     if target is not None:
         return _write(_flax(target, {}), pairs, target)
-    variables = {"params": {}, "batch_stats": {}}
+    variables: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
     for name, values, _ in _leave_keras(pairs, _NNX):
         for leaf, value in values.items():
             tree = variables[_collection(leaf)]

@@ -85,8 +85,8 @@ class Seen:
     population: Population
     calls: int = 0
     updates: int = 0
-    sizes: list = field(default_factory=list)
-    not_finite: list = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    not_finite: list[int] = field(default_factory=list)
     masked: bool = False
     told_to_train: bool = False
 
@@ -115,7 +115,7 @@ class Observation:
 
     samples: int
     batches: int
-    layers: dict
+    layers: dict[keras.Layer, Seen | None]
 
 
 def observe(model, x, *, batch_size=None, steps=None, verbose="auto", finite=False):

@@ -1,6 +1,7 @@
 """Moving statistics that are those of the data: a pass that takes them anew."""
 
 import sys
+from typing import Any, Self
 
 import keras
 import numpy as np
@@ -26,29 +27,37 @@ class Recalibration:
             that are frozen, are as they were.
     """
 
-    def __init__(self, samples, batches, rows, not_called, before):
+    def __init__(
+        self,
+        samples: int,
+        batches: int,
+        rows: list[Distance],
+        not_called: list[str],
+        before: list[tuple[keras.Variable, Any]],
+    ) -> None:
         self.samples, self.batches = samples, batches
         self.rows, self.not_called = rows, not_called
-        self._before, self._after = before, None
+        self._before = before
+        self._after: list[tuple[keras.Variable, Any]] | None = None
 
-    def undo(self):
+    def undo(self) -> None:
         """Restores the moving statistics of all layers, bit for bit."""
         if self._after is None:
             self._after = _values(variable for variable, _ in self._before)
         _write(self._before)
 
-    def redo(self):
+    def redo(self) -> None:
         """Undoes `undo`."""
         if self._after is not None:
             _write(self._after)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         self.undo()
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = table(
             ["layer", " channels", " mean moved", " deviation", " outputs were off"],
             [
@@ -66,7 +75,14 @@ class Recalibration:
         return f"{lines}\n{count}; means and outputs in deviations"
 
 
-def recalibrate(model, x, *, batch_size=None, steps=None, verbose="auto"):
+def recalibrate(
+    model: keras.Layer,
+    x: Any,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    verbose: str | int = "auto",
+) -> Recalibration:
     """Makes the moving statistics of a model those of data, exactly.
 
     For when training is fine and evaluation isn't: after a few steps of training, a
@@ -240,14 +256,14 @@ class Recalibrate(keras.callbacks.Callback):
 
     def __init__(
         self,
-        x,
+        x: Any,
         *,
-        batch_size=None,
-        steps=None,
-        every=None,
-        validation_data=None,
-        verbose=0,
-    ):
+        batch_size: int | None = None,
+        steps: int | None = None,
+        every: int | None = None,
+        validation_data: Any = None,
+        verbose: int = 0,
+    ) -> None:
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(
@@ -256,39 +272,42 @@ class Recalibrate(keras.callbacks.Callback):
             )
         self.x, self.batch_size, self.steps = x, batch_size, steps
         self.every, self.validation_data, self.verbose = every, validation_data, verbose
-        self.history = []
+        self.history: list[dict[str, Any]] = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.history = []
         self._epoch = self._record = None
         self._others = _in_one_list_with(self)
         self._raise_unless_ordered()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
         self._leave()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         # `evaluate` runs callbacks too: of its own, and this one while it evaluates.
         if self._is_due() and not self._is_evaluating:
             self._enter()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         # From here on the weights may be others, until they are swapped again.
         if self._swaps() and not self._is_evaluating:
             self._leave()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._is_due() and self._swaps() in (None, "on_epoch"):
             self._enter()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._leave()
         self._epoch = None
         self._recalibrate("end")
 
     # Outside of `fit`, in `evaluate`, it does nothing.
-    _is_evaluating, _epoch, _record, _others = False, None, None, ()
+    _is_evaluating = False
+    _epoch: int | None = None
+    _record: Recalibration | None = None
+    _others: list[keras.callbacks.Callback] | tuple[()] = ()
 
     def _is_due(self):
         return (

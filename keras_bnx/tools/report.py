@@ -3,8 +3,11 @@
 import importlib
 import io
 import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -55,16 +58,16 @@ class LayerStatistics:
 
     layer: str
     channels: int
-    distance: Distance
+    distance: Distance | None
     mean_to_deviation: float
     dead: int
     below_epsilon: int
     never_updated: bool
     frozen: bool
-    seen: Seen
+    seen: Seen | None
 
     @property
-    def error(self):
+    def error(self) -> float:
         """How far the normalized outputs are off at inference, in deviations.
 
         The root of the mean square over inputs and channels; `nan` without data.
@@ -72,7 +75,7 @@ class LayerStatistics:
         return root_mean_square(self.distance.error) if self.distance else math.nan
 
     @property
-    def harm(self):
+    def harm(self) -> float:
         """What rows are sorted by: the error, or else the part that is in doubt."""
         if self.distance:
             return self.error
@@ -80,7 +83,8 @@ class LayerStatistics:
         return self.never_updated + doubtful / max(1, 2 * self.channels)
 
     @property
-    def notes(self):
+    def notes(self) -> str:
+        """What else is to be said of the layer, in words; empty where nothing is."""
         notes = {
             "never updated": self.never_updated,
             "frozen": self.frozen,
@@ -89,11 +93,11 @@ class LayerStatistics:
         }
         return ", ".join(note for note, holds in notes.items() if holds)
 
-    def cells(self):
+    def cells(self) -> list[str]:
         """The row of a table."""
-        known = self.distance is not None
-        mean = root_mean_square(self.distance.mean) if known else math.nan
-        ratio = geometric_mean(self.distance.ratio) if known else math.nan
+        distance = self.distance
+        mean = root_mean_square(distance.mean) if distance else math.nan
+        ratio = geometric_mean(distance.ratio) if distance else math.nan
         return [
             self.layer,
             str(self.channels),
@@ -137,19 +141,19 @@ class StatisticsReport:
         samples, batches: how many were looked at; 0 without data.
     """
 
-    def __init__(self, rows, samples, batches):
+    def __init__(self, rows: list[LayerStatistics], samples: int, batches: int) -> None:
         self.in_order = rows
         self.rows = sorted(rows, key=lambda row: -row.harm)
         self.samples, self.batches = samples, batches
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.samples:
             end = f"{self.samples} samples in {self.batches} batches"
         else:
             end = "Without data: pass `x` to compare with what the layers see"
         return f"{table(HEADER, [row.cells() for row in self.rows])}\n{end}"
 
-    def plot(self, path):
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws the layers along the depth of the model into a PNG.
 
         Args:
@@ -171,7 +175,14 @@ class StatisticsReport:
         write_whole(path, buffer.getvalue())
 
 
-def statistics_report(model, x=None, *, batch_size=None, steps=None, verbose="auto"):
+def statistics_report(
+    model: keras.Layer,
+    x: Any = None,
+    *,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    verbose: str | int = "auto",
+) -> StatisticsReport:
     """Compares every batch normalization's moving statistics with what it sees.
 
     For when evaluation is worse than training: the layer whose moving statistics are
