@@ -5,6 +5,7 @@
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
+    python -m nox -s matrix        every behaviour on every column, with pages
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
@@ -95,6 +96,26 @@ def tests(session, backend, device):
 def full(session, backend):
     """A CPU column with all that the others leave out; after --: pytest's."""
     run_pytest(session, backend, "cpu", "--full")
+
+
+@nox.session(tags=["full"])
+@nox.parametrize(["backend", "device"], COLUMNS)
+def matrix(session, backend, device):
+    """The behaviours on each column that this machine has, and docs/matrix.*."""
+    # After all columns, also after one that fails: its failures belong on the page.
+    session.notify("pages")
+    if device == "gpu" and not shutil.which("nvidia-smi"):
+        session.skip("There is no GPU here: the page says that this column wasn't run.")
+    record = f"--record=docs/matrix/{backend}-{device}.json"
+    run_pytest(session, backend, device, "--full", "tests/matrix", record)
+
+
+@nox.session
+def pages(session):
+    """Writes docs/matrix.* of the columns recorded, and looks at it in Chromium."""
+    python = prepare(session, "pages")
+    session.run(python, "tests/matrix/page.py")
+    session.run(python, "-m", "pytest", "--noconftest", "tests/matrix/browser.py")
 
 
 # The least that pyproject.toml's `dependencies` allow, with the smallest backend.
