@@ -29,7 +29,9 @@ class Recorder:
         self.cases = []
 
     def pytest_runtest_logreport(self, report):
-        if report.when == "call" or report.failed:
+        # Of this folder's other tests nothing belongs on the page.
+        is_case = "row" in dict(report.user_properties)
+        if is_case and (report.when == "call" or report.failed):
             self.cases.append(recording.entry(report))
 
     # After the workers' last reports, whose order is that of their work.
