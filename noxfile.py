@@ -111,6 +111,7 @@ def matrix(session, backend, device):
         backend,
         device,
         "--full",
+        "-rfE",  # what Keras's layer does is on the page
         "tests/matrix/test_behaviours.py",
         f"--record=docs/matrix/{backend}-{device}.json",
     )
