@@ -6,6 +6,7 @@
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
     python -m nox -s matrix        every behaviour on every column, with pages
+    python -m nox -s exchange      files of each backend, read by the others
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
@@ -76,6 +77,13 @@ def run_pytest(session, backend, device, *arguments):
     )
 
 
+def in_checkout(backend):
+    """The environment of a script, which finds the package also with `--no-venv`."""
+    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    return {"KERAS_BACKEND": backend, "PYTHONPATH": path, **quiet}
+
+
 @nox.session(tags=["full"])
 def lint(session):
     """Style and unused code, by ruff."""
@@ -123,6 +131,27 @@ def pages(session):
     python = prepare(session, "pages")
     session.run(python, "tests/matrix/page.py")
     session.run(python, "-m", "pytest", "--noconftest", "tests/matrix/browser.py")
+
+
+@nox.session(tags=["full"])
+def exchange(session):
+    """Each backend writes files with every option, and every one reads them all."""
+    # All frameworks in one environment, but one of them in a process.
+    python = prepare(session, *(f"{backend}-cpu" for backend in BACKENDS), "test")
+    folder = session.create_tmp()
+    for backend in BACKENDS:
+        session.run(python, "tests/exchange.py", folder, env=in_checkout(backend))
+    for backend in BACKENDS:
+        session.run(
+            python,
+            "-m",
+            "pytest",
+            f"--backend={backend}",
+            "--full",
+            "tests/test_exchange.py",
+            *session.posargs,
+            env={"KERAS_BACKEND": backend, "EXCHANGED": folder},
+        )
 
 
 # The least that pyproject.toml's `dependencies` allow, with the smallest backend.
@@ -187,11 +216,7 @@ def demo(session):
         "examples/mnist_mlp.py",
         *([] if chosen.data else ["--quick"]),
         *session.posargs,
-        # With --no-venv the package needn't be installed.
-        env={
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
-        },
+        env=in_checkout(backend),
     )
 
 
