@@ -10,6 +10,7 @@
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
+    python -m nox -s soak          thousands of steps, kill -9, threads
     python -m nox -s mutants       the package, broken in many small ways
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
@@ -193,6 +194,14 @@ def fuzz(session, backend):
         *(session.posargs or ["--seconds", "120"]),
         env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def soak(session, backend):
+    """10,000 steps, killed processes, threads; after --: --steps, --kills, --seed."""
+    python = prepare(session, f"{backend}-cpu")
+    session.run(python, "tests/soak.py", *session.posargs, env=in_checkout(backend))
 
 
 @nox.session
