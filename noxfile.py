@@ -9,6 +9,8 @@
     python -m nox -s exchange      files of each backend, read by the others
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
+    python -m nox -s latest        the newest versions that this Python takes
+    python -m nox -s pythons       other Pythons, where they are
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
     python -m nox -s soak          thousands of steps, kill -9, threads
     python -m nox -s mutants       the package, broken in many small ways
@@ -23,6 +25,7 @@ pass, fail or refuse to start.
 
 import argparse
 import os
+import re
 import shutil
 import sys
 
@@ -32,6 +35,8 @@ nox.needs_version = ">=2024.10.9"
 # uv resolves torch from other places than pip does, to builds with CUDA.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
+# A column that was asked for and isn't there is an error.
+nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -60,9 +65,13 @@ def prepare(session, *groups):
     return "python"
 
 
-def run_pytest(session, backend, device, *arguments):
-    """Runs a column's tests, with arguments after -- as the last."""
-    python = prepare(session, f"{backend}-{device}", f"test-{backend}")
+def run_pytest(session, backend, device, *arguments, python=None, **environment):
+    """Runs a column's tests, with arguments after -- as the last.
+
+    Without `python`, an interpreter, it prepares the column's own.
+    """
+    if python is None:
+        python = prepare(session, f"{backend}-{device}", f"test-{backend}")
     # Two at a time. On a GPU they would take each other's memory.
     workers = ["--numprocesses=2", "--dist=worksteal"] if device == "cpu" else []
     session.run(
@@ -74,7 +83,23 @@ def run_pytest(session, backend, device, *arguments):
         *workers,
         *arguments,
         *session.posargs,
-        env={"KERAS_BACKEND": backend},
+        env={"KERAS_BACKEND": backend, **environment},
+    )
+
+
+def record(session, name, backend, device="cpu", **kwargs):
+    """Runs the matrix's cases as the column `name`; the pages follow at the end."""
+    # Also after a column that fails: its failures belong there.
+    session.notify("pages")
+    run_pytest(
+        session,
+        backend,
+        device,
+        "--full",
+        "-rfE",  # what Keras's layer does is on the page
+        "tests/matrix/test_behaviours.py",
+        f"--record=docs/matrix/{name}.json",
+        **kwargs,
     )
 
 
@@ -111,19 +136,12 @@ def full(session, backend):
 @nox.parametrize(["backend", "device"], COLUMNS)
 def matrix(session, backend, device):
     """The behaviours on each column that this machine has, and docs/matrix.*."""
-    # After all columns, also after one that fails: its failures belong on the page.
     session.notify("pages")
     if device == "gpu" and not shutil.which("nvidia-smi"):
         session.skip("There is no GPU here: the page says that this column wasn't run.")
-    run_pytest(
-        session,
-        backend,
-        device,
-        "--full",
-        "-rfE",  # what Keras's layer does is on the page
-        "tests/matrix/test_behaviours.py",
-        f"--record=docs/matrix/{backend}-{device}.json",
-    )
+    record(session, f"{backend}-{device}", backend, device)
+    if (backend, device) == ("jax", "cpu"):
+        record(session, "nnx-jax", backend, KERAS_NNX_ENABLED="true")
 
 
 @nox.session
@@ -157,11 +175,12 @@ def exchange(session):
 
 # The least that pyproject.toml's `dependencies` allow, with the smallest backend.
 MINIMUM_KERAS = "keras==3.14.0"
+NEWEST_PYTHON = "3.14"
 
 
 @nox.session(tags=["full"])
 def minimums(session):
-    """The lowest Keras that is supported, on JAX; arguments after -- go to pytest."""
+    """The lowest Keras that is supported, on JAX, also on the matrix's cases."""
     python = prepare(session, "jax-cpu", "test-jax")
     if session.virtualenv.is_sandboxed:
         session.install(MINIMUM_KERAS)
@@ -181,6 +200,49 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+    if session.virtualenv.is_sandboxed:
+        record(session, "minimums-jax", "jax", python=python)
+
+
+def packages_without_pins(backend):
+    """The packages of a CPU column and its tests, in any version but torch's."""
+    groups = f"{backend}-cpu", f"test-{backend}"
+    packages = nox.project.dependency_groups(PROJECT, *groups)
+    return [p if p.startswith("torch==") else p.partition("==")[0] for p in packages]
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def latest(session, backend):
+    """The behaviours with the newest versions that this Python takes, but torch's."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("The newest versions need an environment: omit --no-venv.")
+    session.install("--upgrade", *packages_without_pins(backend))
+    session.install("--no-deps", "-e", ".")
+    package = (
+        backend if backend == "torch" else f"{backend}-cpu".replace("jax-cpu", "jax")
+    )
+    # What another Python would get: this one's newest may not be the newest.
+    found = session.run(
+        *("python", "-m", "pip", "index", "versions", package),
+        *("--python-version", NEWEST_PYTHON, "--only-binary", ":all:"),
+        silent=True,
+    )
+    newest = re.search(r"^\S+ \(\S+\)", found, flags=re.M).group()
+    note = f"on Python {NEWEST_PYTHON} the newest would be {newest}"
+    name = f"latest-{backend}"
+    record(session, name, backend, python="python", MATRIX_NOTE=note)
+
+
+@nox.session(python=["3.12", "3.13"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def pythons(session, backend):
+    """The behaviours on newer Pythons, with the newest versions, but torch's."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("Another Python needs an environment: omit --no-venv.")
+    session.install("--upgrade", *packages_without_pins(backend))
+    session.install("--no-deps", "-e", ".")
+    record(session, f"python{session.python}-{backend}", backend, python="python")
 
 
 @nox.session(tags=["full"])

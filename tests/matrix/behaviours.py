@@ -312,7 +312,8 @@ def trains_on_raw_columns(findings, cls, **arguments):
     x = random(256, 4)
     y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], "float32")
     x = 5000 + np.float32(0.1) * x
-    model = keras.Sequential([cls(momentum=0.5), keras.layers.Dense(1)])
+    layers = [keras.Input((4,)), cls(momentum=0.5), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
     model.compile(keras.optimizers.SGD(0.1), "mse", **arguments)
     loss = model.fit(x, y, epochs=8, batch_size=32, verbose=0).history["loss"]
     findings.finite("predictions", model.predict(x, verbose=0))
@@ -414,6 +415,15 @@ row(DIFFERENT, "masks of other ranks, of one channel, lists, real weights").tabl
     "mask_batch_time mask_rows mask_one_channel mask_full_rank mask_per_channel "
     "weights",
 )
+
+
+@ROWS[-1].example("square", "of rows and time, where it fits from both ends")
+def starts_with_the_batch(findings, cls):
+    layer, x = built(cls, (4, 4, 4, 3)), random(4, 4, 4, 3)
+    mask = np.arange(4) < np.array([4, 3, 2, 1])[:, None]
+    step = oracle(layer, x, weights=mask[:, :, None, None])
+    y = to_numpy(layer(x, training=True, mask=mask))
+    findings.rule("outputs", y, step.y, scale=10.0)
 
 
 @ROWS[-1].example("list", "a list of Python's bools")

@@ -44,7 +44,8 @@ class Recorder:
         order = [row.name for row in behaviours.ROWS]
         cases = sorted(self.cases, key=lambda c: (order.index(c["row"]), c["layer"]))
         column = {
-            **recording.where(*map(self.config.getoption, ("backend", "device"))),
+            "column": self.config.getoption("record").stem,
+            **recording.where(self.config.getoption("backend")),
             "rows": [
                 {
                     "name": r.name,

@@ -30,6 +30,17 @@ BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 COLUMNS = [f"{backend}-{device}" for device in DEVICES for backend in BACKENDS]
 LAYERS = {"here": "keras_bnx", "keras": "Keras"}
+# The same cases with other versions, or in another mode; not columns of the table.
+VARIANTS = {
+    "minimums-jax": "JAX, the lowest Keras",
+    **{f"latest-{b}": f"{title}, the newest versions" for b, title in BACKENDS.items()},
+    **{
+        f"python{version}-{backend}": f"{title}, Python {version}"
+        for version in ("3.12", "3.13")
+        for backend, title in BACKENDS.items()
+    },
+    "nnx-jax": "JAX, Keras's NNX mode",
+}
 
 START, END = "<!-- the matrix: written by nox -s matrix -->", "<!-- end -->"
 
@@ -63,11 +74,18 @@ class Column:
     @property
     def title(self):
         backend, _, device = self.id.partition("-")
-        return f"{BACKENDS[backend]}, {DEVICES[device]}"
+        return VARIANTS.get(self.id) or f"{BACKENDS[backend]}, {DEVICES[device]}"
 
     @property
     def versions(self):
-        return ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
+        versions = ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
+        return versions + (f"; {self.found['note']}" if self.found["note"] else "")
+
+    @property
+    def failures(self):
+        """The cases of this layer that failed."""
+        cases = [c for c in self.found["cases"] if c["layer"] == "here"]
+        return [c for c in cases if c["outcome"] != "passed"]
 
     @property
     def last_run(self):
@@ -155,6 +173,7 @@ class Row:
 @dataclass
 class Matrix:
     columns: list
+    variants: list  # more columns, which aren't in the table
     rows: list
 
     @property
@@ -169,10 +188,6 @@ class Matrix:
     def ran(self):
         return [column for column in self.columns if column.runs]
 
-    @property
-    def waits(self):
-        return [column for column in self.columns if not column.runs]
-
     def count(self, layer):
         return tuple(
             map(sum, zip(*(column.count(layer) for column in self.ran), strict=True))
@@ -186,21 +201,24 @@ def read(folder):
         IncompleteError: for a row without cases, a column without rows, columns whose
             rows aren't the same, a case of this layer without a result.
     """
-    columns = []
-    for name in COLUMNS:
+
+    def column(name):
         path = Path(folder) / f"{name}.json"
-        found = json.loads(path.read_text()) if path.exists() else None
-        columns.append(Column(name, found))
+        return Column(name, json.loads(path.read_text()) if path.exists() else None)
+
+    columns, variants = map(column, COLUMNS), map(column, VARIANTS)
+    columns, variants = list(columns), list(variants)
     recorded = [column for column in columns if column.found]
     if not recorded:
         raise IncompleteError(f"{folder} has no column. Run `nox -s matrix` first.")
     newest = max(recorded, key=lambda column: column.found["date"])
-    for column in recorded:
-        column.runs = column.found["commit"] == newest.found["commit"]
+    for column in columns + variants:
+        is_there = column.found is not None
+        column.runs = is_there and column.found["commit"] == newest.found["commit"]
 
     problems = []
     rows = newest.found["rows"]
-    for column in columns:
+    for column in columns + variants:
         if not column.runs:
             continue
         if not column.found["cases"]:
@@ -230,6 +248,7 @@ def read(folder):
 
     return Matrix(
         columns,
+        variants,
         [
             Row(**row, cells=[cell(row, c, layer) for c in columns for layer in LAYERS])
             for row in rows
@@ -264,15 +283,12 @@ def excerpt(matrix):
         "| column | versions | cases passed here | by Keras's layer |",
         "| --- | --- | --- | --- |",
     ]
-    for column in matrix.columns:
-        session = f"`matrix({column.id})`"
+    for column in matrix.columns + [v for v in matrix.variants if v.found]:
+        here = keras = "not run"
         if column.runs:
-            here, keras = ("{} of {}".format(*column.count(layer)) for layer in LAYERS)
-            versions = column.versions
-        else:
-            here = keras = "not run"
-            versions = "" if column.found is None else column.versions
-        lines.append(f"| {session} | {versions} | {here} | {keras} |")
+            here, keras = ("{} of {}".format(*column.count(name)) for name in LAYERS)
+        versions = "" if column.found is None else column.versions
+        lines.append(f"| {column.title} | {versions} | {here} | {keras} |")
     return "\n".join(lines)
 
 

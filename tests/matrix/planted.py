@@ -36,6 +36,7 @@ def column(name, *changed, commit="abc1234567", date="2026-11-01T10:00"):
         "commit": commit,
         "modified": False,
         "versions": {"Keras": "3.15.1", "JAX": "0.10.2"},
+        "note": "",
         "rows": ROWS,
         "cases": list(cases.values()),
     }

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib
+import os
 import platform
 import re
 import subprocess
@@ -41,8 +42,8 @@ def problem(report):
     return line if len(line) <= 300 else line[:300] + " ..."
 
 
-def where(backend, device):
-    """The column, and what it ran on."""
+def where(backend):
+    """What a column ran on."""
     import keras
 
     import keras_bnx
@@ -51,7 +52,6 @@ def where(backend, device):
     version = importlib.import_module(backend).__version__
     now = datetime.datetime.now(datetime.UTC)
     return {
-        "column": f"{backend}-{device}",
         "date": now.isoformat(timespec="minutes").removesuffix("+00:00"),
         "commit": git("rev-parse", "--short=10", "HEAD"),
         "modified": bool(git("status", "--porcelain", "keras_bnx", "tests")),
@@ -62,6 +62,8 @@ def where(backend, device):
             "NumPy": importlib.import_module("numpy").__version__,
             "Python": platform.python_version(),
         },
+        # What whoever prepared the environment has to say about it.
+        "note": os.environ.get("MATRIX_NOTE", ""),
     }
 
 

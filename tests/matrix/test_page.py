@@ -100,7 +100,26 @@ def test_what_was_not_run_says_so(read):
     assert "not run; was ✗ 1 of 2" in html and "outputs: got 3" in html
     assert '<summary class="failed">' not in html
     assert "and never before" in html  # the GPU's
-    assert re.search(r"`matrix\(torch-cpu\)`.*not run \| not run", page.excerpt(matrix))
+    assert re.search(r"\| PyTorch, CPU \|.*\| not run \| not run", page.excerpt(matrix))
+
+
+def test_other_versions_are_listed_and_no_columns(read):
+    lowest = {**column("minimums-jax", FAULT), "note": "the lowest of all"}
+    matrix = read(column("jax-cpu"), lowest)
+
+    assert matrix.count("here") == (6, 6)
+    for name in ("page.html", "page.md"):
+        text = page.render(matrix, name)
+        assert "JAX, the lowest Keras" in text and "5 of 6" in text
+        assert "the lowest of all" in text and "PyTorch, Python 3.13" in text
+    assert "outputs: got 3" in page.render(matrix, "page.html")
+    excerpt = page.excerpt(matrix)
+    assert (
+        "| JAX, the lowest Keras | Keras 3.15.1, JAX 0.10.2; the lowest of" in excerpt
+    )
+    assert "3.13" not in excerpt
+    with pytest.raises(page.IncompleteError, match="minimums-jax has no case"):
+        read(column("jax-cpu"), {**lowest, "cases": []})
 
 
 def test_names_are_escaped(read):
