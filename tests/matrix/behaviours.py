@@ -846,6 +846,7 @@ def gives_beta(findings, cls, training):
     x[:, 1] = 0.0
     layer = built(cls, x.shape, axis=1)
     layer.beta.assign([1.0, 2.0, 3.0])
+    layer.moving_mean.assign([0.5, 1.5, 2.5])
     weights = (x != 0).any(-1, keepdims=True)
     expected = oracle(layer, x, weights=weights, training=training).y
     y = to_numpy(layer(keras.layers.Masking()(x), training=training))
