@@ -630,6 +630,8 @@ def as_one_batch(findings, cls, name):
 def on_replicas(row, reasons):
     for name, reason in reasons.items():
         ON_REPLICAS.append(name)
+        # Also in a GPU's column, where one device has none to be summed with.
+        reason = f"{reason}; on replicas of the CPU"
         row.example(name, reason, name=name)(as_one_batch)
 
 
