@@ -5,12 +5,17 @@
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
+    python -m nox -s matrix        every behaviour on every column, with pages
+    python -m nox -s exchange      files of each backend, read by the others
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
     python -m nox -s coverage      what no CPU column runs of the package
     python -m nox -s docs          the site, built strictly
     python -m nox -s package       what is published: built, checked, installed, trained
+    python -m nox -s latest        the newest versions that this Python takes
+    python -m nox -s pythons       other Pythons, where they are
     python -m nox -s "fuzz(torch)" -- --seconds 600   random combinations, longer
+    python -m nox -s soak          thousands of steps, kill -9, threads
     python -m nox -s mutants       the package, broken in many small ways
     python -m nox -s bench         the benchmarks, on a GPU where there is one
     python -m nox -l               this list
@@ -24,6 +29,7 @@ pass, fail or refuse to start.
 import argparse
 import functools
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -35,6 +41,8 @@ nox.needs_version = ">=2024.10.9"
 # uv resolves torch from other places than pip does, to builds with CUDA.
 nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_venv = "yes"
+# A column that was asked for and isn't there is an error.
+nox.options.error_on_missing_interpreters = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -63,9 +71,15 @@ def prepare(session, *groups):
     return "python"
 
 
-def run_pytest(session, backend, device, *arguments, groups=(), env=None):
-    """Runs a column's tests, with arguments after -- as the last."""
-    python = prepare(session, f"{backend}-{device}", f"test-{backend}", *groups)
+def run_pytest(
+    session, backend, device, *arguments, python=None, groups=(), **environment
+):
+    """Runs a column's tests, with arguments after -- as the last.
+
+    Without `python`, an interpreter, it prepares the column's own.
+    """
+    if python is None:
+        python = prepare(session, f"{backend}-{device}", f"test-{backend}", *groups)
     # Two at a time. On a GPU they would take each other's memory.
     workers = ["--numprocesses=2", "--dist=worksteal"] if device == "cpu" else []
     session.run(
@@ -77,8 +91,31 @@ def run_pytest(session, backend, device, *arguments, groups=(), env=None):
         *workers,
         *arguments,
         *session.posargs,
-        env={"KERAS_BACKEND": backend, **(env or {})},
+        env={"KERAS_BACKEND": backend, **environment},
     )
+
+
+def record(session, name, backend, device="cpu", **kwargs):
+    """Runs the matrix's cases as the column `name`; the pages follow at the end."""
+    # Also after a column that fails: its failures belong there.
+    session.notify("pages")
+    run_pytest(
+        session,
+        backend,
+        device,
+        "--full",
+        "-rfE",  # what Keras's layer does is on the page
+        "tests/matrix/test_behaviours.py",
+        f"--record=docs/matrix/{name}.json",
+        **kwargs,
+    )
+
+
+def in_checkout(backend):
+    """The environment of a script, which finds the package also with `--no-venv`."""
+    path = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    return {"KERAS_BACKEND": backend, "PYTHONPATH": path, **quiet}
 
 
 # `.pre-commit-config.yaml` has the same.
@@ -115,13 +152,55 @@ def full(session, backend):
     run_pytest(session, backend, "cpu", "--full")
 
 
+@nox.session(tags=["full"])
+@nox.parametrize(["backend", "device"], COLUMNS)
+def matrix(session, backend, device):
+    """The behaviours on each column that this machine has, and docs/matrix.*."""
+    session.notify("pages")
+    if device == "gpu" and not shutil.which("nvidia-smi"):
+        session.skip("There is no GPU here: the page says that this column wasn't run.")
+    record(session, f"{backend}-{device}", backend, device)
+    if (backend, device) == ("jax", "cpu"):
+        record(session, "nnx-jax", backend, KERAS_NNX_ENABLED="true")
+
+
+@nox.session
+def pages(session):
+    """Writes docs/matrix.* of the columns recorded, and looks at it in Chromium."""
+    python = prepare(session, "pages")
+    session.run(python, "tests/matrix/page.py")
+    session.run(python, "-m", "pytest", "--noconftest", "tests/matrix/browser.py")
+
+
+@nox.session(tags=["full"])
+def exchange(session):
+    """Each backend writes files with every option, and every one reads them all."""
+    # All frameworks in one environment, but one of them in a process.
+    python = prepare(session, *(f"{backend}-cpu" for backend in BACKENDS), "test")
+    folder = session.create_tmp()
+    for backend in BACKENDS:
+        session.run(python, "tests/exchange.py", folder, env=in_checkout(backend))
+    for backend in BACKENDS:
+        session.run(
+            python,
+            "-m",
+            "pytest",
+            f"--backend={backend}",
+            "--full",
+            "tests/test_exchange.py",
+            *session.posargs,
+            env={"KERAS_BACKEND": backend, "EXCHANGED": folder},
+        )
+
+
 # The least that pyproject.toml's `dependencies` allow, with the smallest backend.
 MINIMUM_KERAS = "keras==3.14.0"
+NEWEST_PYTHON = "3.14"
 
 
 @nox.session(tags=["full"])
 def minimums(session):
-    """The lowest Keras that is supported, on JAX; arguments after -- go to pytest."""
+    """The lowest Keras that is supported, on JAX, also on the matrix's cases."""
     python = prepare(session, "jax-cpu", "test-jax")
     if session.virtualenv.is_sandboxed:
         session.install(MINIMUM_KERAS)
@@ -141,6 +220,49 @@ def minimums(session):
         *session.posargs,
         env={"KERAS_BACKEND": "jax"},
     )
+    if session.virtualenv.is_sandboxed:
+        record(session, "minimums-jax", "jax", python=python)
+
+
+def packages_without_pins(backend):
+    """The packages of a CPU column and its tests, in any version but torch's."""
+    groups = f"{backend}-cpu", f"test-{backend}"
+    packages = nox.project.dependency_groups(PROJECT, *groups)
+    return [p if p.startswith("torch==") else p.partition("==")[0] for p in packages]
+
+
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def latest(session, backend):
+    """The behaviours with the newest versions that this Python takes, but torch's."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("The newest versions need an environment: omit --no-venv.")
+    session.install("--upgrade", *packages_without_pins(backend))
+    session.install("--no-deps", "-e", ".")
+    package = {"tensorflow": "tensorflow-cpu"}.get(backend, backend)
+    # What another Python would get: this one's newest may not be the newest.
+    found = session.run(
+        *("python", "-m", "pip", "index", "versions", package),
+        *("--python-version", NEWEST_PYTHON, "--only-binary", ":all:"),
+        silent=True,
+        success_codes=[0, 1],  # 1 where there is none
+    )
+    newest = re.search(r"^\S+ \(\S+\)", found, flags=re.M)
+    newest = newest.group() if newest else f"no {package} that pip finds"
+    note = f"on Python {NEWEST_PYTHON} the newest would be {newest}"
+    name = f"latest-{backend}"
+    record(session, name, backend, python="python", MATRIX_NOTE=note)
+
+
+@nox.session(python=["3.12", "3.13"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def pythons(session, backend):
+    """The behaviours on newer Pythons, with the newest versions, but torch's."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("Another Python needs an environment: omit --no-venv.")
+    session.install("--upgrade", *packages_without_pins(backend))
+    session.install("--no-deps", "-e", ".")
+    record(session, f"python{session.python}-{backend}", backend, python="python")
 
 
 @nox.session
@@ -151,7 +273,7 @@ def coverage(session, backend):
     # dot coverage.py would take for parts of one measurement, and remove.
     env = {"COVERAGE_FILE": f".coverage-{backend}"}
     arguments = ("--cov", "--cov-report=")
-    run_pytest(session, backend, "cpu", *arguments, groups=("coverage",), env=env)
+    run_pytest(session, backend, "cpu", *arguments, groups=("coverage",), **env)
     if backend == BACKENDS[-1]:
         session.notify("coverage_page", posargs=[])
 
@@ -229,6 +351,14 @@ def fuzz(session, backend):
     )
 
 
+@nox.session(tags=["full"])
+@nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
+def soak(session, backend):
+    """10,000 steps, killed processes, threads; after --: --steps, --kills, --seed."""
+    python = prepare(session, f"{backend}-cpu")
+    session.run(python, "tests/soak.py", *session.posargs, env=in_checkout(backend))
+
+
 @nox.session
 def demo(session):
     """Trains on handwritten digits; after --: --backend, --data mnist, --help."""
@@ -250,11 +380,7 @@ def demo(session):
         "examples/mnist_mlp.py",
         *([] if chosen.data else ["--quick"]),
         *session.posargs,
-        # With --no-venv the package needn't be installed.
-        env={
-            "KERAS_BACKEND": backend,
-            "PYTHONPATH": os.pathsep.join([".", os.environ.get("PYTHONPATH", "")]),
-        },
+        env=in_checkout(backend),
     )
 
 

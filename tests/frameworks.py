@@ -272,3 +272,60 @@ def compiled(f, **kwargs):
         # would take a minute a test.
         return torch.compile(f, fullgraph=True, backend=backend), counted
     return run, counted
+
+
+def one_step(layer, x, remat):
+    """One training step, its forward pass under `remat`; the gradient of x.
+
+    On JAX `keras.remat` takes pure functions only, whatever the layer is; state
+    is what a stateless call returns.
+    """
+    if keras.config.backend() == "jax":
+        import jax
+
+        trainable = [v.value for v in layer.trainable_variables]
+        state = [v.value for v in layer.non_trainable_variables]
+
+        def loss(x):
+            f = remat(
+                lambda x: layer.stateless_call(trainable, state, x, training=True)
+            )
+            y, new = f(x)
+            return (y**3).sum(), new
+
+        gradient, new = jax.jit(jax.grad(loss, has_aux=True))(x)
+        for variable, value in zip(layer.non_trainable_variables, new, strict=True):
+            variable.assign(value)
+        return to_numpy(gradient)
+    call = remat(lambda x: layer(x, training=True))
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        @tf.function
+        def run(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                loss = tf.reduce_sum(call(x) ** 3)
+            return tape.gradient(loss, x)
+
+        return to_numpy(run(tf.constant(x)))
+    import torch
+
+    x = torch.tensor(x, requires_grad=True)
+    (call(x) ** 3).sum().backward()
+    return to_numpy(x.grad)
+
+
+def vmap(f):
+    """The framework's map of a function over the first axis of its tensors."""
+    if keras.config.backend() == "jax":
+        import jax
+
+        return jax.vmap(f)
+    if keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return lambda *tensors: tf.vectorized_map(lambda t: f(*t), tensors)
+    import torch
+
+    return torch.vmap(f)

@@ -63,6 +63,7 @@ SCENARIOS = [
     Scenario("virtual", rows=(4, 6), arguments={"virtual_batch_size": 2}),
     Scenario("groups", rows=(3, 4, 5, 6), synchronized=2, mean=1e3),
     Scenario("groups, masks", rows=(3, 0, 5, 6), synchronized=2, masked=True),
+    Scenario("local, two", rows=(4, 6), synchronized=False, mean=10.0),
     Scenario("local", rows=(3, 5, 7), synchronized=False, mean=10.0),
     Scenario("local, no rows", rows=(0, 5), synchronized=False, masked=True),
     Scenario(
@@ -90,12 +91,15 @@ def build(scenario, *, one=False):
     """The layer of a scenario, the same everywhere; `one` for a single replica."""
     from keras_bnx import BatchNormalization
 
-    layer = BatchNormalization(
-        momentum=0.75,
-        synchronized=False if one else scenario.synchronized,
-        axis_name=None if one or _backend() != "jax" else "replicas",
-        **scenario.arguments,
-    )
+    arguments = {"momentum": 0.75, **scenario.arguments}
+    arguments["synchronized"] = False if one else scenario.synchronized
+    if _is_keras():
+        import keras
+
+        layer = keras.layers.BatchNormalization(**arguments)
+    else:
+        axis_name = None if one or _backend() != "jax" else "replicas"
+        layer = BatchNormalization(**arguments, axis_name=axis_name)
     layer.build((None, None, CHANNELS))
     rng = np.random.default_rng(3)
     for weight in layer.trainable_variables:
@@ -138,8 +142,10 @@ def expected(scenario):
     return results
 
 
-def run(count):
-    """Runs every scenario of so many replicas, on the CPU.
+def run(count, *, names=None, keras_layer=False):
+    """Runs every scenario of so many replicas, or those of some names, on the CPU.
+
+    With `keras_layer` Keras's layer runs, and what it raises is a result.
 
     PyTorch's replicas are processes. JAX's and TensorFlow's are devices of one, which
     has to be told before; TensorFlow's collectives can't be of several numbers of them.
@@ -153,12 +159,20 @@ def run(count):
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
+        "REPLICAS_OF": "keras" if keras_layer else "",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
     }
     with tempfile.TemporaryDirectory() as folder:
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, folder, str(rank), str(count)],
+                [
+                    sys.executable,
+                    __file__,
+                    folder,
+                    str(rank),
+                    str(count),
+                    *(names or []),
+                ],
                 env=os.environ | variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -174,7 +188,10 @@ def run(count):
             for rank in range(processes)
         ]
     if processes == 1:
-        return found[0]
+        return {
+            name: [result] * count if isinstance(result, Exception) else result
+            for name, result in found[0].items()
+        }
     return {name: [rank[name] for rank in found] for name in found[0]}
 
 
@@ -182,6 +199,20 @@ def _backend():
     import keras
 
     return keras.config.backend()
+
+
+def _is_keras():
+    return os.environ.get("REPLICAS_OF") == "keras"
+
+
+def _attempt(run, *arguments):
+    """What a function returns; of Keras's layer also what it raises."""
+    try:
+        return run(*arguments)
+    except Exception as error:
+        if not _is_keras():
+            raise
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _run_jax(scenario):
@@ -384,10 +415,12 @@ def _torch_jobs(rank, group):
     return {"jobs that stop": means}
 
 
-def _main(folder, rank, count):
+def _main(folder, rank, count, names):
     scenarios = [s for s in SCENARIOS if len(s.rows) == count]
+    if names:
+        scenarios = [s for s in scenarios if s.name in names]
     if _backend() == "jax":
-        results = {s.name: _run_jax(s) for s in scenarios}
+        results = {s.name: _attempt(_run_jax, s) for s in scenarios}
     elif _backend() == "tensorflow":
         import tensorflow as tf
 
@@ -395,7 +428,7 @@ def _main(folder, rank, count):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * count,
         )
-        results = {s.name: _run_tensorflow(s) for s in scenarios}
+        results = {s.name: _attempt(_run_tensorflow, s) for s in scenarios}
     else:
         from torch import distributed
 
@@ -405,12 +438,12 @@ def _main(folder, rank, count):
         )
         # Each process has to know of every group.
         jobs = [distributed.new_group([i, i + 1]) for i in range(0, count - 1, 2)]
-        results = {s.name: _torch_rank(s, rank, jobs) for s in scenarios}
-        if count == 4:
+        results = {s.name: _attempt(_torch_rank, s, rank, jobs) for s in scenarios}
+        if count == 4 and not names:
             results |= _torch_jobs(rank, jobs[rank // 2])
         distributed.destroy_process_group()
     (Path(folder) / f"{rank}.pickle").write_bytes(pickle.dumps(results))
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -7,6 +7,13 @@ import numpy as np
 import pytest
 from cases import CASES
 from combinations import oracle_of
+from comparison import (
+    assert_statistics_near,
+    gradient_tolerances,
+    largest_kappa,
+    make,
+    tensor,
+)
 from frameworks import (
     compiled,
     functional,
@@ -16,65 +23,9 @@ from frameworks import (
     to_numpy,
 )
 from keras import ops
-from tolerance import assert_near, kappa
+from tolerance import assert_near
 
-from keras_bnx import BatchNormalization, force_implementation, reference
-
-
-def make(case, cls=BatchNormalization):
-    """The layer of a case, with random weights and moving statistics."""
-    layer = cls(axis=case.axis, dtype=case.policy, **case.arguments)
-    layer.build(case.shape)
-    rng = np.random.default_rng(3)
-    shape = layer.moving_mean.shape
-    mean = case.std * (case.ratio + rng.normal(size=shape))
-    for name, value in {
-        "gamma": rng.uniform(0.5, 1.5, shape),
-        "beta": rng.normal(size=shape),
-        "moving_mean": mean,
-        "moving_variance": case.std**2 * rng.uniform(0.5, 1.5, shape),
-        "renorm_mean": mean,
-        "renorm_stddev": np.sqrt(case.std**2 * rng.uniform(0.5, 1.5, shape) + 1e-3),
-    }.items():
-        if getattr(layer, name, None) is not None:
-            getattr(layer, name).assign(value)
-    if case.arguments.get("renorm"):
-        layer.moving_stddev.assign(ops.sqrt(layer.moving_variance + layer.epsilon))
-    return layer
-
-
-def assert_statistics_near(layer, state, **tolerance):
-    """Asserts that a layer's moving statistics are those of the oracle's state."""
-    expected = {f"debiased_{k}": v for k, v in state.debiased.items()} | vars(state)
-    for name, value in statistics(layer).items():
-        wanted = expected.get(name, np.zeros_like(state.moving_mean))
-        assert_near(value.reshape(wanted.shape), wanted, **tolerance)
-
-
-def largest_kappa(case, x, weights, epsilon):
-    """`kappa` of each channel, the largest of the virtual batches'."""
-    size = case.arguments.get("virtual_batch_size")
-    if size is None:
-        return kappa(x, axis=case.axis, epsilon=epsilon, weights=weights)
-    axis = min(set(range(x.ndim)) - {a % x.ndim for a in np.atleast_1d(case.axis)})
-    w = np.broadcast_to(1.0 if weights is None else weights, x.shape)
-    examples = x.shape[axis]
-    parts = [range(i, min(i + size, examples)) for i in range(0, examples, size)]
-    parts = [
-        kappa(
-            x.take(part, axis),
-            axis=case.axis,
-            epsilon=epsilon,
-            weights=w.take(part, axis),
-        )
-        for part in parts
-        if len(part)
-    ]
-    return np.nanmax(parts, axis=0)
-
-
-def tensor(case, x):
-    return ops.convert_to_tensor(x, dtype=case.dtype)
+from keras_bnx import force_implementation, reference
 
 
 def each(cases):
@@ -192,33 +143,13 @@ def assert_gradients(case, gradients, *, training=True):
     trainable = [to_numpy(v) for v in layer.trainable_variables]
     dx, *dweights = gradients(loss, tensor(case, x), *trainable)
 
-    # Each gradient is made of sums over a channel: their terms' sizes are the
-    # scale, and TensorFlow adds the terms of a broadcast's gradient one by one.
-    channels = expected[2].size
-    units = 4.0 + 0.02 * np.sqrt(dy.size / channels) * (
-        40 if keras.config.backend() == "tensorflow" else 1
-    )
-    others = tuple(
-        i
-        for i in range(dy.ndim)
-        if i not in {a % dy.ndim for a in np.atleast_1d(case.axis)}
-    )
-    steps = [step] if step.parts is None else [part for part, _ in step.parts]
-    slope = np.expand_dims(np.max([s.inv * s.r for s in steps], axis=0), others)
-    scale = slope * (1 + np.abs(dy).max(others, keepdims=True)) * 4
-    if dtype == "float64":
-        # The oracle subtracts a rounded mean as well.
-        scale = scale * (1 + case.ratio)
-    assert_near(dx, expected[0], scale=scale, dtype=case.dtype, units=units)
-    gamma = 1.0 if arguments.gamma is None else np.expand_dims(arguments.gamma, others)
-    beta = 0.0 if arguments.beta is None else np.expand_dims(arguments.beta, others)
-    spread = (np.abs(dy) * (1 + np.abs((step.y - beta) / gamma))).sum(others)
-    spread = spread * (1 + case.ratio if dtype == "float64" else 1)
+    allowed = gradient_tolerances(case, arguments, step, dy)
+    assert_near(dx, expected[0], dtype=case.dtype, **allowed["inputs"])
     names = [v.name for v in layer.trainable_variables]
     for name, value in zip(names, dweights, strict=True):
         wanted = expected[1 if name == "gamma" else 2]
         assert_near(
-            value.reshape(wanted.shape), wanted, scale=spread, dtype=dtype, units=units
+            value.reshape(wanted.shape), wanted, dtype=dtype, **allowed["weights"]
         )
 
 

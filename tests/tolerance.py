@@ -32,23 +32,33 @@ def assert_near(actual, expected, *, scale=1.0, dtype="float32", units=4.0):
     actual = actual.astype("float64")
     assert np.isfinite(expected).all(), "the expected values aren't finite"
     assert np.isfinite(actual).all(), "the actual values aren't finite"
+    allowed = allowed_error(expected, scale=scale, dtype=dtype, units=units)
+    excess = times_allowed(actual, expected, allowed)
+    worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else ()
+    assert excess.size == 0 or excess[worst] <= 1.0, (
+        f"{excess[worst]:.3g} times the allowed error at {tuple(map(int, worst))}: "
+        f"got {actual[worst]!r}, expected {expected[worst]!r}"
+    )
+
+
+def allowed_error(expected, *, scale=1.0, dtype="float32", units=4.0):
+    """What `assert_near` allows, by its arguments."""
     eps = EPS["float64" if dtype == "float64" else "float32"]
     allowed = units * eps * (scale + np.abs(expected))
     if dtype in ("float16", "bfloat16"):
         # Half a unit, and the least subnormal of float16.
         allowed = allowed + EPS[dtype] / 2 * np.abs(expected) + 2.0**-25
-    # Where nothing is allowed, nothing is off.
+    return allowed
+
+
+def times_allowed(actual, expected, allowed):
+    """`|actual - expected| / allowed`; where nothing is allowed, nothing is off."""
     difference = np.abs(actual - expected)
-    excess = np.divide(
+    return np.divide(
         difference,
         allowed,
         out=np.where(difference > 0, np.inf, 0.0),
         where=allowed > 0,
-    )
-    worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else ()
-    assert excess.size == 0 or excess[worst] <= 1.0, (
-        f"{excess[worst]:.3g} times the allowed error at {tuple(map(int, worst))}: "
-        f"got {actual[worst]!r}, expected {expected[worst]!r}"
     )
 
 

@@ -1,0 +1,328 @@
+"""Builds the matrix's pages out of recorded columns, and of nothing else.
+
+    python tests/matrix/page.py
+
+Reads `docs/matrix/*.json`, one file a column, which `pytest --record` has written;
+writes `docs/matrix.html`, `docs/matrix.md`, `docs/matrix.svg` and the table between
+two marks in README.md. No result is written here by hand: a sentence about one is
+counted from the columns.
+
+The columns that ran last, all at one commit, are the matrix. A column whose last run
+was at another commit is *not run*, and so is one that has no file: what it was when it
+did run stays behind its cells.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+DEVICES = {"cpu": "CPU", "gpu": "GPU"}
+COLUMNS = [f"{backend}-{device}" for device in DEVICES for backend in BACKENDS]
+LAYERS = {"here": "keras_bnx", "keras": "Keras"}
+# The same cases with other versions, or in another mode; not columns of the table.
+VARIANTS = {
+    "minimums-jax": "JAX, the lowest Keras",
+    **{f"latest-{b}": f"{title}, the newest versions" for b, title in BACKENDS.items()},
+    **{
+        f"python{version}-{backend}": f"{title}, Python {version}"
+        for version in ("3.12", "3.13")
+        for backend, title in BACKENDS.items()
+    },
+    "nnx-jax": "JAX, Keras's NNX mode",
+}
+
+START, END = "<!-- the matrix: written by nox -s matrix -->", "<!-- end -->"
+
+
+class IncompleteError(Exception):
+    """A row without cases, a column without rows: nothing to show a stranger."""
+
+
+def shown(worst):
+    """A multiple of what is allowed, as short as it can be read."""
+    worst = float(worst)
+    if worst == float("inf"):
+        return "NaN"
+    if worst >= 1000:
+        return f"{worst:.0e}".replace("e+0", "e").replace("e+", "e")
+    if 0 < worst < 0.01:
+        return "<0.01"
+    return f"{worst:.0f}" if worst >= 10 else f"{worst:.2g}"
+
+
+@dataclass
+class Column:
+    id: str
+    found: dict  # what was recorded, or None
+    runs: bool = False  # whether it is of the commit that the matrix is of
+
+    @property
+    def backend(self):
+        return self.id.partition("-")[0]
+
+    @property
+    def title(self):
+        backend, _, device = self.id.partition("-")
+        return VARIANTS.get(self.id) or f"{BACKENDS[backend]}, {DEVICES[device]}"
+
+    @property
+    def versions(self):
+        versions = ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
+        return versions + (f"; {self.found['note']}" if self.found["note"] else "")
+
+    @property
+    def failures(self):
+        """The cases of this layer that failed."""
+        cases = [c for c in self.found["cases"] if c["layer"] == "here"]
+        return [c for c in cases if c["outcome"] != "passed"]
+
+    @property
+    def last_run(self):
+        if self.found is None:
+            return "never run"
+        commit = self.found["commit"] or "no commit"
+        changed = ", with changes" if self.found["modified"] else ""
+        return f"{self.found['date'].replace('T', ' ')} UTC at {commit}{changed}"
+
+    def count(self, layer):
+        """Of a layer's cases: how many passed, and how many there are."""
+        cases = [c for c in self.found["cases"] if c["layer"] == layer]
+        return sum(c["outcome"] == "passed" for c in cases), len(cases)
+
+
+@dataclass
+class Cell:
+    column: Column
+    layer: str
+    cases: list
+    beyond: bool
+
+    @property
+    def failures(self):
+        return [c for c in self.cases if c["outcome"] != "passed"]
+
+    @property
+    def last_state(self):
+        """The state of the last run, whenever it was."""
+        if not self.cases:
+            return "not run"
+        if not self.failures:
+            return "passed"
+        return "absent" if self.beyond and self.layer == "keras" else "failed"
+
+    @property
+    def state(self):
+        return self.last_state if self.column.runs else "not run"
+
+    @property
+    def text(self):
+        state, cases, failures = self.last_state, len(self.cases), len(self.failures)
+        text = {
+            "passed": f"✓ {cases}",
+            "failed": f"✗ {failures} of {cases}",
+            "absent": "not offered",
+            "not run": "not run",
+        }[state]
+        if self.cases and self.state == "not run":
+            text = f"not run; was {text}"
+        return text
+
+    @property
+    def worst(self):
+        """The largest error of its cases, as a multiple of what is allowed."""
+        found = [float(c["worst"]) for c in self.cases if c["worst"] is not None]
+        if not found:
+            return ""
+        return shown(max(found))
+
+
+@dataclass
+class Row:
+    name: str
+    group: str
+    beyond: bool  # whether Keras's layer doesn't claim to do what the row asks for
+    cells: list
+
+    def cell(self, column, layer):
+        (found,) = (c for c in self.cells if c.column is column and c.layer == layer)
+        return found
+
+    @property
+    def classes(self):
+        """What filters look for: who fails, and on which backend."""
+        found = set()
+        for cell in self.cells:
+            if cell.state == "failed":
+                found |= {"fails", f"fails-{cell.column.backend}"}
+                if cell.layer == "here":
+                    found |= {"fails-here", f"fails-here-{cell.column.backend}"}
+        return " ".join(sorted(found))
+
+
+@dataclass
+class Matrix:
+    columns: list
+    variants: list  # more columns, which aren't in the table
+    rows: list
+
+    @property
+    def groups(self):
+        """Rows by group, in order."""
+        groups = {}
+        for row in self.rows:
+            groups.setdefault(row.group, []).append(row)
+        return groups
+
+    @property
+    def ran(self):
+        return [column for column in self.columns if column.runs]
+
+    def count(self, layer):
+        return tuple(
+            map(sum, zip(*(column.count(layer) for column in self.ran), strict=True))
+        )
+
+
+def read(folder):
+    """The matrix of the columns in a folder.
+
+    Raises:
+        IncompleteError: for a row without cases, a column without rows, columns whose
+            rows aren't the same, a case of this layer without a result.
+    """
+
+    def column(name):
+        path = Path(folder) / f"{name}.json"
+        return Column(name, json.loads(path.read_text()) if path.exists() else None)
+
+    columns, variants = map(column, COLUMNS), map(column, VARIANTS)
+    columns, variants = list(columns), list(variants)
+    recorded = [column for column in columns if column.found]
+    if not recorded:
+        raise IncompleteError(f"{folder} has no column. Run `nox -s matrix` first.")
+    newest = max(recorded, key=lambda column: column.found["date"])
+    for column in columns + variants:
+        is_there = column.found is not None
+        column.runs = is_there and column.found["commit"] == newest.found["commit"]
+
+    problems = []
+    rows = newest.found["rows"]
+    for column in columns + variants:
+        if not column.runs:
+            continue
+        if not column.found["cases"]:
+            problems.append(f"{column.id} has no case of any row.")
+            continue
+        if column.found["rows"] != rows:
+            problems.append(f"{column.id} has other rows than {newest.id}.")
+        counts = Counter((c["row"], c["layer"]) for c in column.found["cases"])
+        for row in rows:
+            for layer in LAYERS:
+                if not counts.pop((row["name"], layer), 0):
+                    what = f"{row['name']!r} has no case of {LAYERS[layer]}'s layer"
+                    problems.append(f"{what} on {column.id}.")
+        for name, _ in counts:
+            problems.append(f"{column.id} has cases of {name!r}, which is no row.")
+        for case in column.found["cases"]:
+            if case["outcome"] not in ("passed", "failed"):
+                what = f"{case['case']!r} of {case['row']!r}"
+                problems.append(f"{what} has no result on {column.id}.")
+    if problems:
+        raise IncompleteError("\n".join(problems))
+
+    def cell(row, column, layer):
+        cases = [] if column.found is None else column.found["cases"]
+        cases = [c for c in cases if (c["row"], c["layer"]) == (row["name"], layer)]
+        return Cell(column, layer, cases, row["beyond"])
+
+    return Matrix(
+        columns,
+        variants,
+        [
+            Row(**row, cells=[cell(row, c, layer) for c in columns for layer in LAYERS])
+            for row in rows
+        ],
+    )
+
+
+def code(text):
+    """Text with `code` in backticks, as HTML."""
+    escaped = str(markupsafe.escape(text))
+    return markupsafe.Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))
+
+
+def render(matrix, template):
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=template.endswith((".html", ".svg")),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"code": code, "shown": shown}
+    return environment.get_template(template).render(
+        matrix=matrix, layers=LAYERS, backends=BACKENDS
+    )
+
+
+def excerpt(matrix):
+    """The table of columns in README.md."""
+    lines = [
+        "| column | versions | cases passed here | by Keras's layer |",
+        "| --- | --- | --- | --- |",
+    ]
+    for column in matrix.columns + [v for v in matrix.variants if v.found]:
+        here = keras = "not run"
+        if column.runs:
+            here, keras = ("{} of {}".format(*column.count(name)) for name in LAYERS)
+        versions = "" if column.found is None else column.versions
+        lines.append(f"| {column.title} | {versions} | {here} | {keras} |")
+    return "\n".join(lines)
+
+
+def with_excerpt(text, matrix):
+    """README's text with the table between its marks as the matrix has it."""
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"README.md lacks the marks {START!r} and {END!r}.")
+    return f"{before}{START}\n{excerpt(matrix)}\n{END}{after}"
+
+
+def pages(matrix):
+    """The text of each page by its path."""
+    readme = ROOT / "README.md"
+    return {
+        ROOT / "docs" / "matrix.html": render(matrix, "page.html"),
+        ROOT / "docs" / "matrix.md": render(matrix, "page.md"),
+        ROOT / "docs" / "matrix.svg": render(matrix, "page.svg"),
+        readme: with_excerpt(readme.read_text(), matrix),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args()
+    try:
+        matrix = read(ROOT / "docs" / "matrix")
+    except IncompleteError as error:
+        sys.exit(f"The matrix is incomplete, and no page was written:\n{error}")
+    for path, text in pages(matrix).items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
