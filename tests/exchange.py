@@ -45,6 +45,7 @@ OPTIONS = {
         "renorm_momentum": 0.8,
     },
     "all": {
+        "activation": "silu",
         "renorm": True,
         "renorm_clipping": renorm_schedule(start=2, rmax_end=9, dmax_end=5),
         "virtual_batch_size": 3,

@@ -38,7 +38,7 @@ _BLOCK = 64
 # Up to so many elements, a pass over them takes less time than a branch without it.
 _TINY = 2**15
 # Rows from which the chains of a product with ones are too long.
-_MANY = 4096
+_MANY = 2048
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _CONDITION_LIMIT = 10.0
 # Up to mean/std = 4, `x * a + b` is at most 1e-6 off.

@@ -3,7 +3,7 @@
 A case is a function of `Findings` and a layer class, ours or Keras's: it calls the
 layer and compares what comes out with the float64 oracle, or with what has to be the
 same. Nothing here knows which of the two classes is right. The rows of the group
-DIFFERENT are those of README's table, by the same names.
+DIFFERENT are those of the table in docs/differences.md, by the same names.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from frameworks import (
     hessian_vector_product,
     one_step,
     statistics,
+    tensor_of,
     to_numpy,
     vmap,
     with_gradients,
@@ -802,6 +803,33 @@ on_replicas(
     row(BEYOND, "`synchronized=g`: groups of replicas"),
     {"groups": "two of two", "groups, masks": "one of them without rows"},
 )
+
+activated = row(BEYOND, "`activation`: the layer computes it, and keeps its inputs")
+
+
+@activated.example("oracle", "outputs and gradients of silu, relu and gelu")
+def is_the_activations(findings, cls):
+    for name in ("silu", "relu", "gelu"):
+        layer = built(cls, activation=name)
+        state, arguments = oracle_of(layer)
+        dy = random(*X.shape, seed=1)
+        run = with_gradients(layer, how=HOW)
+        found = run(*map(ops.convert_to_tensor, (X, dy)))
+        step = reference.batch_normalization(X, state, arguments)
+        dx, _, _ = reference.gradients(step, dy, X)
+        findings.rule(f"outputs of {name}", to_numpy(found["y"]), step.y, scale=10.0)
+        findings.rule(f"gradient of {name}", to_numpy(found["dx"]), dx, scale=10.0)
+
+
+@activated.example("kept", "bytes kept for the backward pass, of silu")
+def keeps_its_inputs(findings, cls):
+    shape = (64, 10, 10, 16)
+    subject = kernels.active().keras_layer(cls(activation="silu"), shape)
+    # Some vectors are kept as well, 20 at most.
+    kept = kernels.active().bytes_kept(subject, tensor_of(random(*shape), "float32"))
+    size = np.prod(shape) * 4
+    findings.near("bytes, in the inputs'", (kept - 20 * 16 * 4) / size, 0.0, 1.0)
+
 
 frozen = row(BEYOND, "`freeze`: statistics and affine part apart")
 
