@@ -398,7 +398,15 @@ def bench(session, backend):
     # One command for every machine: a GPU is what people have it for.
     device = "gpu" if shutil.which("nvidia-smi") else "cpu"
     python = prepare(session, f"{backend}-{device}", f"bench-{backend}")
-    for script in ("layer", "growth", "model", "folding", "recalibration", "report"):
+    for script in (
+        "layer",
+        "growth",
+        "model",
+        "folding",
+        "activation",
+        "recalibration",
+        "report",
+    ):
         session.run(
             python,
             "-m",

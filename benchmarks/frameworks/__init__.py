@@ -14,6 +14,8 @@ Every module provides the names in CONTRACT:
 - `inference_step(subject, x)`: a function that returns `y`.
 - `bytes_kept(subject, x)`: the bytes that stay in memory from a forward pass to its
   backward pass, the input included where the backward pass reads it.
+- `model_bytes(model, x)`: the bytes of a model's training step that grow with the
+  batch; `None` where the framework doesn't say.
 """
 
 import importlib
@@ -30,6 +32,7 @@ CONTRACT = (
     "training_step",
     "inference_step",
     "bytes_kept",
+    "model_bytes",
 )
 
 MOMENTUM = 0.99  # the weight of the old value

@@ -109,3 +109,14 @@ def bytes_kept(subject, x):
     )
     leaves = [a for a in jax.tree.leaves(backward) if isinstance(a, jax.Array)]
     return sum({a.unsafe_buffer_pointer(): a.nbytes for a in leaves}.values())
+
+
+def model_bytes(model, x):
+    def loss(trainable, state, x):
+        y, state = model.stateless_call(trainable, state, x, training=True)
+        return jnp.sum(jnp.square(y)), state
+
+    trainable = [v.value for v in model.trainable_variables]
+    state = [v.value for v in model.non_trainable_variables]
+    step = jax.jit(jax.grad(loss, has_aux=True)).lower(trainable, state, x).compile()
+    return step.memory_analysis().temp_size_in_bytes

@@ -79,13 +79,26 @@ def inference_step(subject, x):
 
 
 def bytes_kept(subject, x):
+    return _kept(lambda: subject(x.detach().requires_grad_(), training=True))
+
+
+def model_bytes(model, x):
+    weights = {w.value.untyped_storage().data_ptr() for w in model.weights}
+    return _kept(lambda: model(torch.as_tensor(x), training=True), weights)
+
+
+def _kept(function, leave_out=()):
+    """The bytes that autograd keeps, each storage once."""
     storages = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        # Held, so that no other tensor is given the same address meanwhile.
-        storages[storage.data_ptr()] = storage
+        if storage.data_ptr() not in leave_out:
+            # Held, so that no other tensor is given the same address meanwhile.
+            storages[storage.data_ptr()] = storage
+        return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
-        subject(x.detach().requires_grad_(), training=True)
+        outputs = function()  # held: so is what hooks inside of others keep
+    del outputs
     return sum(storage.nbytes() for storage in storages.values())
