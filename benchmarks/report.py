@@ -197,6 +197,42 @@ def folding(rows):
     return table(lines)
 
 
+PROVIDERS = ("keras", "ours", "fused")
+
+
+def activation(rows):
+    """A row for each model: Keras's layer, ours, and ours with fused activations."""
+
+    def each(case, cell):
+        ok = by_provider(case)
+        cells = [cell(ok[provider]) for provider in PROVIDERS if provider in ok]
+        return "; ".join(cells) if all(cells) else ""
+
+    lines = []
+    for key, case in grouped(rows, "device", "backend", "model"):
+        lines.append(
+            {
+                **dict(zip(("device", "backend", "model"), key, strict=True)),
+                "fused": case[0]["fused"],
+                "MiB: Keras; ours; fused": each(case, mebibytes),
+                "largest batch in 8 GiB": each(case, lambda row: row["largest"]),
+                "step, ms": each(case, lambda row: f"{float(row['median_ms']):.0f}"),
+                "fused / Keras": mean_ratio([by_provider(case)], "fused", "keras"),
+                "fused / ours": mean_ratio([by_provider(case)], "fused", "ours"),
+                "others took": disturbance(case),
+            }
+        )
+    return table(lines)
+
+
+def mebibytes(row):
+    return f"{float(row['bytes']) / 2**20:.0f}" if row["bytes"] else ""
+
+
+def by_provider(case):
+    return {row["provider"]: row for row in case if row["status"] == "ok"}
+
+
 def scientific(text):
     return f"{float(text):.1e}" if text else ""
 
@@ -269,6 +305,8 @@ def main():
         parts += ["### Models", models(rows)]
     if rows := read(output, "folding"):
         parts += ["### Folded models", folding(rows)]
+    if rows := read(output, "activation"):
+        parts += ["### Fused activations", activation(rows)]
     if rows := read(output, "recalibration"):
         parts += ["### Recalibration", recalibration(rows)]
     if rows := read(output, "growth"):

@@ -239,6 +239,19 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
     times = {"before": 4.0, "folded": 2.0}
     rows = [{**folded, "provider": p, "median_ms": ms} for p, ms in times.items()]
     harness.write(tmp_path, "folding", rows)
+    fused = {"model": "B", "fused": 5, "status": "ok"}
+    sizes = {"keras": (4, 40.0), "ours": (2, 20.0), "fused": (1, 10.0)}
+    rows = [
+        {
+            **fused,
+            "provider": provider,
+            "bytes": size * 2**20,
+            "largest": 8 // size,
+            "median_ms": ms,
+        }
+        for provider, (size, ms) in sizes.items()
+    ]
+    harness.write(tmp_path, "activation", rows)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
     monkeypatch.setattr(sys, "argv", ["report", "--output", str(tmp_path)])
@@ -254,6 +267,7 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
     assert "| 10.0 (9.0 to 41.0) | 20.0 (9.0 to 41.0) |" in text
     assert "| refused |" in text and "native, 64x4x3, float32: Refused: too" in text
     assert "| A | 3 of 4 | 1.0e-07 |  | 4.00 (1.00 to 9.00) | 2.00 (" in text
+    assert "| B | 5 | 4; 2; 1 | 2; 4; 8 | 40; 20; 10 | 0.25 | 0.50 |" in text
     assert (path.parent / "growth.png").read_bytes().startswith(b"\x89PNG")
 
 
