@@ -97,7 +97,7 @@ def codes():
 
 def test_the_readmes_code_runs():
     code, more, _, _ = codes()
-    names = {"x": np.ones((2, 4), "float32")}
+    names = {"x": np.ones((2, 784), "float32")}
     exec(code, names)
     exec(more, names)
     y = names["model"](names["x"])
@@ -111,7 +111,7 @@ def test_the_readmes_tools_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, tools, exchange = codes()
     rng = np.random.default_rng(0)
-    names = {"x": rng.normal(size=(40, 4)).astype("float32"), "y": np.zeros(40)}
+    names = {"x": rng.normal(size=(40, 784)).astype("float32"), "y": np.zeros(40)}
     exec(code, names)
     names["model"](names["x"])
     names["model"].compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))

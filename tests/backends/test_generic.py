@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_bnx import reference
 from keras_bnx.backends import generic
-from keras_bnx.backends.contract import Batch, Statistics
+from keras_bnx.backends.contract import Affine, Batch, Statistics
 
 
 @pytest.mark.parametrize("shape", [(6, 3), (3, 6), (2, 3, 4), (2, 4, 5, 3), (3,)])
@@ -44,7 +44,8 @@ def formula(x, dy, weights, gamma, **arguments):
     moments = generic.moments(batch)
     vectors = map(ops.stop_gradient, moments[2:5])
     statistics = Statistics(*vectors, 1.0 / moments.count)
-    return generic.gradients(dy, batch, statistics, gamma, epsilon=0.1, **arguments)
+    affine = Affine(gamma, None)
+    return generic.gradients(dy, batch, statistics, affine, epsilon=0.1, **arguments)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

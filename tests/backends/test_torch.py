@@ -1,5 +1,6 @@
 """What PyTorch users do with a layer beyond `fit`."""
 
+import functools
 import itertools
 import math
 import os
@@ -14,7 +15,7 @@ from frameworks import statistics
 
 from keras_bnx import BatchNormalization, force_implementation
 from keras_bnx.backends import torch as backend
-from keras_bnx.backends.contract import Batch, Statistics
+from keras_bnx.backends.contract import Activation, Affine, Batch, Statistics
 
 X = torch.tensor(np.random.default_rng(0).normal(2.0, 1.0, (8, 3)).astype("float32"))
 G, B = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
@@ -530,7 +531,10 @@ def elementwise_kernel(dy, x, mean, inverse, gamma, sum_dy, sum_dy_xmu, counts):
 
 @pytest.mark.parametrize(("shape", "axis"), [((50, 3), -1), ((8, 3, 5), 1)])
 @pytest.mark.parametrize("replicas", [1, 3])
-def test_a_gpus_two_kernels_are_the_formula(shape, axis, replicas, monkeypatch):
+@pytest.mark.parametrize("activation", [None, Activation("silu", ())])
+def test_a_gpus_two_kernels_are_the_formula(
+    shape, axis, replicas, activation, monkeypatch
+):
     """There nobody waits to know whether all is finite. The kernels are emulated."""
     rng = np.random.default_rng(0)
     x, dy = (torch.tensor(rng.normal(2.0, 1.0, shape)).float() for _ in range(2))
@@ -542,12 +546,18 @@ def test_a_gpus_two_kernels_are_the_formula(shape, axis, replicas, monkeypatch):
         "epsilon": 1e-3,
         "sum_gradients": None if replicas == 1 else lambda sums: replicas * sums,
     }
-    expected = backend.in_keras_ops.gradients(dy, batch, given, gamma, **call)
+    affine = Affine(gamma, torch.tensor([0.5, -1.0, 0.0]))
+    through = activation and functools.partial(backend._through, activation)
+    expected = backend.in_keras_ops.gradients(
+        dy, batch, given, affine, through_activation=through, **call
+    )
     monkeypatch.setattr(backend, "_is_on_gpu", lambda x: True)
     monkeypatch.setattr(torch, "batch_norm_backward_reduce", reduce_kernel)
     monkeypatch.setattr(torch, "batch_norm_backward_elemt", elementwise_kernel)
     with torch.no_grad():
-        found = backend._gradients(dy, batch, given, gamma, **call)
+        found = backend._gradients(
+            dy, batch, given, affine, activation=activation, **call
+        )
 
     for actual, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
