@@ -845,11 +845,15 @@ def random_model(seed):
         }
         if padding == "same" and rng.random() < 0.3:
             arguments["dilation_rate"] = 2
+        transposed = dict(arguments)
+        if BACKEND == "tensorflow":
+            # It has no such kernel on a CPU.
+            transposed.pop("dilation_rate", None)
         return pick(
             lambda: layers.Conv2D(4, pick(1, 2, 3), groups=pick(1, 2), **arguments),
             lambda: layers.DepthwiseConv2D(2, depth_multiplier=pick(1, 2), **arguments),
             lambda: layers.SeparableConv2D(4, 3, **arguments),
-            lambda: layers.Conv2DTranspose(4, pick(1, 2), strides=1, **arguments),
+            lambda: layers.Conv2DTranspose(4, pick(1, 2), strides=1, **transposed),
             lambda: layers.Dense(4),
             lambda: layers.EinsumDense("...a,ab->...b", 6, bias_axes="b"),
         )()
