@@ -224,21 +224,24 @@ def minimums(session):
         record(session, "minimums-jax", "jax", python=python)
 
 
-def packages_without_pins(backend):
-    """The packages of a CPU column and its tests, in any version but torch's."""
+def prepare_without_pins(session, backend):
+    """Installs a CPU column and its tests, in the newest versions but torch's."""
+    if not session.virtualenv.is_sandboxed:
+        session.error("Other versions need an environment: omit --no-venv.")
     groups = f"{backend}-cpu", f"test-{backend}"
     packages = nox.project.dependency_groups(PROJECT, *groups)
-    return [p if p.startswith("torch==") else p.partition("==")[0] for p in packages]
+    packages = [
+        p if p.startswith("torch==") else p.partition("==")[0] for p in packages
+    ]
+    session.install("--upgrade", *packages)
+    session.install("--no-deps", "-e", ".")
 
 
 @nox.session(tags=["full"])
 @nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
 def latest(session, backend):
     """The behaviours with the newest versions that this Python takes, but torch's."""
-    if not session.virtualenv.is_sandboxed:
-        session.error("The newest versions need an environment: omit --no-venv.")
-    session.install("--upgrade", *packages_without_pins(backend))
-    session.install("--no-deps", "-e", ".")
+    prepare_without_pins(session, backend)
     package = {"tensorflow": "tensorflow-cpu"}.get(backend, backend)
     # What another Python would get: this one's newest may not be the newest.
     found = session.run(
@@ -258,10 +261,7 @@ def latest(session, backend):
 @nox.parametrize("backend", [nox.param(backend, id=backend) for backend in BACKENDS])
 def pythons(session, backend):
     """The behaviours on newer Pythons, with the newest versions, but torch's."""
-    if not session.virtualenv.is_sandboxed:
-        session.error("Another Python needs an environment: omit --no-venv.")
-    session.install("--upgrade", *packages_without_pins(backend))
-    session.install("--no-deps", "-e", ".")
+    prepare_without_pins(session, backend)
     record(session, f"python{session.python}-{backend}", backend, python="python")
 
 

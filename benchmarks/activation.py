@@ -1,11 +1,11 @@
-"""Networks with their activations fused: bytes kept, memory and time of a step.
+"""Networks with their activations fused: bytes and time of a training step.
 
     KERAS_BACKEND=torch python -m benchmarks.activation [--quick] [--output DIR]
 
 Bytes are those of a training step of 32 images of 64x64: on PyTorch what autograd
-keeps for the backward pass, weights left out; on JAX and TensorFlow the temporary
-memory of the step as XLA compiles it, or what it doesn't say is empty. `largest` is
-the largest batch whose bytes fit in 8 GiB, by proportion.
+keeps for the backward pass, weights left out; on JAX the temporary memory of the
+compiled step; on TensorFlow, which doesn't say, none. `largest` is the largest batch
+whose bytes fit in 8 GiB, by proportion.
 """
 
 import sys
@@ -17,6 +17,7 @@ import keras_bnx
 from benchmarks import frameworks, harness
 from benchmarks.folding import disagreement
 from benchmarks.model import TOLERANCE, application
+from keras_bnx.tools.models import activation_of, batch_normalizations
 
 BATCH, SIZE, MEMORY = 32, 64, 2**33
 MODELS = (
@@ -42,13 +43,8 @@ def measure(name, timing):
     labels = rng.integers(10, size=BATCH)
     # At inference: in training some of them drop at random.
     error = disagreement(models["ours"], models["fused"], x)
-    fused = [
-        layer
-        for layer in models["fused"].layers
-        if getattr(layer, "activation", keras.activations.linear)
-        is not keras.activations.linear
-        and isinstance(layer, keras_bnx.BatchNormalization)
-    ]
+    layers = batch_normalizations(models["fused"])
+    fused = [layer for layer in layers if activation_of(layer) is not None]
     for each in models.values():
         each.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
     functions = {

@@ -96,9 +96,7 @@ def _kept(function, leave_out=()):
         if storage.data_ptr() not in leave_out:
             # Held, so that no other tensor is given the same address meanwhile.
             storages[storage.data_ptr()] = storage
-        return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
-        outputs = function()  # held: so is what hooks inside of others keep
-    del outputs
+        function()
     return sum(storage.nbytes() for storage in storages.values())

@@ -42,6 +42,8 @@ def recognize(activation):
     Returns:
         `Activation`, or `None` for any other callable.
     """
+    if activation is keras.activations.linear:
+        return None  # what most layers have, and each call asks
     if type(activation) is layers.Activation:
         return recognize(activation.activation)
     function, arguments = activation, {}
