@@ -404,6 +404,7 @@ def bench(session, backend):
         "model",
         "folding",
         "activation",
+        "peak",
         "recalibration",
         "report",
     ):

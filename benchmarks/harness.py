@@ -10,7 +10,9 @@ of 0.19, and Keras's layer the same as before. `others` says how much they took.
 
 import argparse
 import csv
+import ctypes
 import datetime
+import gc
 import importlib
 import math
 import os
@@ -99,6 +101,35 @@ def others():
         return max(0.0, 1 - ours / everything) if everything else 0.0
 
     return share
+
+
+def peak_memory(function):
+    """The bytes that a call takes at most, beyond what is taken before it.
+
+    On an accelerator they are its allocator's, on a CPU the process's, which only
+    Linux says.
+    """
+    # Not above: a report of the results needs no framework.
+    from benchmarks import frameworks
+
+    gc.collect()
+    peak = frameworks.active().allocated_peak(function)
+    if peak is not None:
+        return peak
+    # The allocator of C keeps what was freed in pieces; it gives it back when asked.
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status("VmRSS")
+    # Sets the peak to what there is now, as `man 5 proc` has it.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(field):
+    """A field of what Linux says of this process's memory, in bytes."""
+    text = pathlib.Path("/proc/self/status").read_text()
+    (line,) = (line for line in text.splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def summary(samples):

@@ -34,9 +34,12 @@ def convnet():
     return model
 
 
-def application(name):
+def application(name, size=64):
     return lambda: getattr(keras.applications, name)(
-        weights=None, input_shape=(64, 64, 3), classes=10, classifier_activation=None
+        weights=None,
+        input_shape=(size, size, 3),
+        classes=10,
+        classifier_activation=None,
     )
 
 

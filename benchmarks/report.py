@@ -15,7 +15,12 @@ START = "<!-- Between these lines, benchmarks/report.py writes. -->"
 END = "<!-- The end of what it writes. -->"
 
 # The palette by Okabe and Ito, whose colours everybody can tell apart.
-COLORS = {"ours": "#0072B2", "keras": "#E69F00", "native": "#009E73"}
+COLORS = {
+    "ours": "#0072B2",
+    "keras": "#E69F00",
+    "native": "#009E73",
+    "fused": "#56B4E9",
+}
 # However many shapes are measured, the headline stays the mean of the same ones.
 HEADLINE_SHAPES = 5
 
@@ -197,17 +202,22 @@ def folding(rows):
     return table(lines)
 
 
-PROVIDERS = ("keras", "ours", "fused")
+PROVIDERS = {
+    "keras": "Keras's layer",
+    "ours": "ours",
+    "fused": "ours, activations fused",
+}
+
+
+def each(case, cell):
+    """A cell for each provider, in one; nothing where one of them has nothing."""
+    ok = by_provider(case)
+    cells = [cell(ok[provider]) for provider in PROVIDERS if provider in ok]
+    return "; ".join(cells) if all(cells) else ""
 
 
 def activation(rows):
     """A row for each model: Keras's layer, ours, and ours with fused activations."""
-
-    def each(case, cell):
-        ok = by_provider(case)
-        cells = [cell(ok[provider]) for provider in PROVIDERS if provider in ok]
-        return "; ".join(cells) if all(cells) else ""
-
     lines = []
     for key, case in grouped(rows, "device", "backend", "model"):
         lines.append(
@@ -215,7 +225,6 @@ def activation(rows):
                 **dict(zip(("device", "backend", "model"), key, strict=True)),
                 "fused": case[0]["fused"],
                 "MiB: Keras; ours; fused": each(case, mebibytes),
-                "largest batch in 8 GiB": each(case, lambda row: row["largest"]),
                 "step, ms": each(case, lambda row: f"{float(row['median_ms']):.0f}"),
                 "fused / Keras": mean_ratio([by_provider(case)], "fused", "keras"),
                 "fused / ours": mean_ratio([by_provider(case)], "fused", "ours"),
@@ -223,6 +232,59 @@ def activation(rows):
             }
         )
     return table(lines)
+
+
+def peak(rows):
+    """A row for each model and size of its images."""
+    lines = []
+    for (device, backend, name, size), case in grouped(
+        rows, "device", "backend", "model", "size"
+    ):
+        ok = by_provider(case)
+        ratio = float(ok["fused"]["bytes"]) / float(ok["keras"]["bytes"])
+        lines.append(
+            {
+                "device": device,
+                "backend": backend,
+                "model": f"{name}, {size}x{size}",
+                "peak, MiB: Keras; ours; fused": each(case, mebibytes),
+                "largest batch in 8 GiB": each(case, lambda row: row["largest"]),
+                "fused / Keras": f"{ratio:.2f}",
+            }
+        )
+    return table(lines)
+
+
+def plot_peak(rows, path):
+    """How many images fit: a row of panels for each size, a panel for each backend."""
+    backends, sizes = (
+        list(dict.fromkeys(row[column] for row in rows))
+        for column in ("backend", "size")
+    )
+    picture = Figure(
+        figsize=(5 * len(backends), 3.2 * len(sizes)), layout="constrained"
+    )
+    axes = picture.subplots(len(sizes), len(backends), squeeze=False, sharey="row")
+    for (backend, size), own in grouped(rows, "backend", "size"):
+        ax = axes[sizes.index(size)][backends.index(backend)]
+        names = list(dict.fromkeys(row["model"] for row in own))
+        for i, (provider, label) in enumerate(PROVIDERS.items()):
+            largest = {
+                row["model"]: int(row["largest"])
+                for row in own
+                if row["provider"] == provider
+            }
+            places = [k + 0.27 * (i - 1) for k in range(len(names))]
+            heights = [largest[name] for name in names]
+            color = COLORS[provider]
+            bars = ax.bar(places, heights, 0.25, color=color, label=label)
+            ax.bar_label(bars, fontsize=6)
+        ax.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
+        ax.set(title=f"{backend}, {size}x{size}")
+    for row_axes in axes:
+        row_axes[0].set_ylabel("images that fit in 8 GiB")
+    axes[0][0].legend(fontsize=8)
+    picture.savefig(path, dpi=100)
 
 
 def mebibytes(row):
@@ -296,6 +358,14 @@ def plot_growth(rows, path):
     picture.savefig(path, dpi=100)
 
 
+def figures(output, rows, plot, name, title):
+    """Draws a picture for each device; lines of Markdown that show them."""
+    for (device,), own in grouped(rows, "device"):
+        path = output / "results" / harness.slug(device) / f"{name}.png"
+        plot(own, path)
+        yield f"![{title}, {device}]({path.relative_to(output)})"
+
+
 def main():
     output = harness.arguments(__doc__.splitlines()[0]).output
     parts = []
@@ -307,14 +377,13 @@ def main():
         parts += ["### Folded models", folding(rows)]
     if rows := read(output, "activation"):
         parts += ["### Fused activations", activation(rows)]
+    if rows := read(output, "peak"):
+        parts += ["### Peak memory", peak(rows)]
+        parts += figures(output, rows, plot_peak, "peak", "Images that fit in 8 GiB")
     if rows := read(output, "recalibration"):
         parts += ["### Recalibration", recalibration(rows)]
     if rows := read(output, "growth"):
-        parts += ["### Growth"]
-        for (device,), own in grouped(rows, "device"):
-            path = output / "results" / harness.slug(device) / "growth.png"
-            plot_growth(own, path)
-            parts += [f"![Growth on {device}]({path.relative_to(output)})"]
+        parts += ["### Growth", *figures(output, rows, plot_growth, "growth", "Growth")]
 
     path = output / "README.md"
     text = path.read_text() if path.exists() else f"{START}\n{END}\n"

@@ -16,6 +16,8 @@ Every module provides the names in CONTRACT:
   backward pass, the input included where the backward pass reads it.
 - `model_bytes(model, x)`: the bytes of a model's training step that grow with the
   batch; `None` where the framework doesn't say.
+- `allocated_peak(function)`: the bytes that a call, made before already, allocates on
+  the accelerator at most, beyond what is there; `None` on a processor.
 """
 
 import importlib
@@ -33,6 +35,7 @@ CONTRACT = (
     "inference_step",
     "bytes_kept",
     "model_bytes",
+    "allocated_peak",
 )
 
 MOMENTUM = 0.99  # the weight of the old value

@@ -120,3 +120,13 @@ def model_bytes(model, x):
     state = [v.value for v in model.non_trainable_variables]
     step = jax.jit(jax.grad(loss, has_aux=True)).lower(trainable, state, x).compile()
     return step.memory_analysis().temp_size_in_bytes
+
+
+def allocated_peak(function):
+    if accelerator() is None:
+        return None
+    device = jax.devices()[0]
+    before = device.memory_stats()["bytes_in_use"]
+    # The peak can't be reset: it is also that of the calls before.
+    function()
+    return device.memory_stats()["peak_bytes_in_use"] - before

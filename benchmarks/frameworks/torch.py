@@ -87,6 +87,15 @@ def model_bytes(model, x):
     return _kept(lambda: model(torch.as_tensor(x), training=True), weights)
 
 
+def allocated_peak(function):
+    if not torch.cuda.is_available():
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _kept(function, leave_out=()):
     """The bytes that autograd keeps, each storage once."""
     storages = {}

@@ -246,12 +246,13 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
             **fused,
             "provider": provider,
             "bytes": size * 2**20,
-            "largest": 8 // size,
             "median_ms": ms,
         }
         for provider, (size, ms) in sizes.items()
     ]
     harness.write(tmp_path, "activation", rows)
+    peaks = [{**row, "size": 8, "largest": i} for i, row in enumerate(rows)]
+    harness.write(tmp_path, "peak", peaks)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
     monkeypatch.setattr(sys, "argv", ["report", "--output", str(tmp_path)])
@@ -267,8 +268,24 @@ def test_the_report_says_what_the_files_say(tmp_path, monkeypatch):
     assert "| 10.0 (9.0 to 41.0) | 20.0 (9.0 to 41.0) |" in text
     assert "| refused |" in text and "native, 64x4x3, float32: Refused: too" in text
     assert "| A | 3 of 4 | 1.0e-07 |  | 4.00 (1.00 to 9.00) | 2.00 (" in text
-    assert "| B | 5 | 4; 2; 1 | 2; 4; 8 | 40; 20; 10 | 0.25 | 0.50 |" in text
-    assert (path.parent / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert "| B | 5 | 4; 2; 1 | 40; 20; 10 | 0.25 | 0.50 |" in text
+    assert "| B, 8x8 | 4; 2; 1 | 0; 1; 2 | 0.25 |" in text
+    for name in ("growth", "peak"):
+        assert (path.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_peak_of_a_call_is_what_it_takes_beyond_what_was_there():
+    size = 2**27
+    held = np.ones(size, "uint8")
+
+    def function():
+        for _ in range(2):
+            np.ones(size, "uint8")
+
+    peak = harness.peak_memory(function)
+
+    # Linux counts pages in batches.
+    assert held.nbytes == size and 0.98 * size < peak < 1.1 * size
 
 
 def test_files_have_all_columns_and_the_environment(tmp_path):
