@@ -5,7 +5,7 @@
     python -m nox -s demo          a first run on real data
     python -m nox -t gpu           the three GPU columns
     python -m nox -s "tests(jax-cpu)" -- -k mask      one column, some tests
-    python -m nox -s matrix        every behaviour on every column, with pages
+    python -m nox -s matrix        every behaviour on every column, NumPy's too
     python -m nox -s exchange      files of each backend, read by the others
     python -m nox -s examples      the examples' tests alone, all on all backends
     python -m nox -s minimums      the lowest Keras that is supported
@@ -51,6 +51,8 @@ COLUMNS = [
     for device in ("cpu", "gpu")
     for backend in BACKENDS
 ]
+# Keras's NumPy backend trains nothing: it has a column in the matrix, and no tests.
+NUMPY = nox.param("numpy", "cpu", id="numpy-cpu", tags=["cpu"])
 
 
 nox.options.sessions = ["lint", *(f"tests({c.id})" for c in COLUMNS if "cpu" in c.id)]
@@ -153,9 +155,9 @@ def full(session, backend):
 
 
 @nox.session(tags=["full"])
-@nox.parametrize(["backend", "device"], COLUMNS)
+@nox.parametrize(["backend", "device"], [*COLUMNS, NUMPY])
 def matrix(session, backend, device):
-    """The behaviours on each column that this machine has, and docs/matrix.*."""
+    """The behaviours on each column of this machine's, NumPy's too; docs/matrix.*."""
     session.notify("pages")
     if device == "gpu" and not shutil.which("nvidia-smi"):
         session.skip("There is no GPU here: the page says that this column wasn't run.")

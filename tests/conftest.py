@@ -1,7 +1,8 @@
 """One column of the matrix: `pytest --backend=NAME --device=NAME`.
 
 The backend and the device are proven before the first test. A column that was
-asked for and isn't there is an error, never a skip.
+asked for and isn't there is an error, never a skip. On Keras's NumPy backend only the
+cases of the matrix run.
 """
 
 import gc
@@ -24,7 +25,7 @@ LEFT = pytest.StashKey[int]()  # how many tests are left to `nox -t full`
 def pytest_addoption(parser):
     parser.addoption(
         "--backend",
-        choices=BACKENDS,
+        choices=(*BACKENDS, "numpy"),
         default=os.environ.get("KERAS_BACKEND", "jax"),
         help="Keras backend to test (default: KERAS_BACKEND, or jax)",
     )
@@ -91,6 +92,8 @@ def _devices(backend):
         return {device.device_type.lower() for device in devices}
     if backend == "jax":
         return {device.platform for device in framework.devices()}
+    if backend == "numpy":
+        return {"cpu"}
     return {"gpu"} if framework.cuda.is_available() else {"cpu"}
 
 

@@ -6,10 +6,41 @@ import keras
 import numpy as np
 from keras import ops
 
+# What Keras's NumPy backend can't do, in words that follow "needs".
+LACKING = {
+    "gradients": "gradients, which NumPy doesn't compute",
+    "`fit`": "`fit`, which Keras's NumPy backend doesn't have",
+    "a compiler": "a compiler, which NumPy doesn't have",
+    "replicas": "replicas, which NumPy doesn't have",
+    "float64": "float64, which Keras's NumPy backend rounds to float32",
+}
+
+
+class LackingError(Exception):
+    """Raised where a backend can't do what a test needs: `args` has a key of LACKING.
+
+    Nothing else says so, and no error of a layer or of Keras becomes one.
+    """
+
+    def __str__(self):
+        return f"needs {LACKING[self.args[0]]}"
+
+
+def require(what):
+    """Raises a `LackingError` where the backend lacks a key of LACKING."""
+    if what not in LACKING:
+        raise ValueError(
+            f"No backend is known to lack this. Received: what={what!r}. "
+            f"Choose one of {list(LACKING)}."
+        )
+    if keras.config.backend() == "numpy":
+        raise LackingError(what)
+
 
 @contextlib.contextmanager
 def float64_enabled():
-    """Lets JAX compute in float64, which the others always do."""
+    """Lets JAX compute in float64, which TensorFlow and PyTorch always do."""
+    require("float64")
     if keras.config.backend() != "jax":
         yield
         return
@@ -65,8 +96,11 @@ def with_gradients(layer, *, training=True, how="eager"):
 
     Returns:
         A function of tensors `x`, `dy` and a mask or `None` that returns a dictionary
-        of `y`, `dx`, and the gradient of each trainable weight by its name.
+        of `y`, `dx`, and the gradient of each trainable weight by its name. On NumPy
+        of `y` alone: who reads gradients calls `require("gradients")` before.
     """
+    if keras.config.backend() == "numpy":
+        return lambda x, dy, mask=None: {"y": layer(x, training=training, mask=mask)}
     make = {
         "jax": _with_gradients_on_jax,
         "tensorflow": _with_gradients_on_tensorflow,
@@ -203,6 +237,7 @@ def hessian_vector_product(f, array, vector):
 
 def tensor_gradients(f, *tensors, create_graph=False):
     """The gradients of the scalar `f(*tensors)`, as tensors."""
+    require("gradients")
     if keras.config.backend() == "jax":
         import jax
 
@@ -245,6 +280,7 @@ def functional(layer, *, training=True, mask=None):
 
 def compiled(f, **kwargs):
     """Compiles a function of tensors; it also counts its traces."""
+    require("a compiler")
 
     def counted(*args):
         counted.traces += 1
@@ -280,6 +316,7 @@ def one_step(layer, x, remat):
     On JAX `keras.remat` takes pure functions only, whatever the layer is; state
     is what a stateless call returns.
     """
+    require("gradients")
     if keras.config.backend() == "jax":
         import jax
 
@@ -318,6 +355,8 @@ def one_step(layer, x, remat):
 
 def vmap(f):
     """The framework's map of a function over the first axis of its tensors."""
+    if keras.config.backend() == "numpy":
+        return lambda *tensors: ops.vectorized_map(lambda t: f(*t), tensors)
     if keras.config.backend() == "jax":
         import jax
 

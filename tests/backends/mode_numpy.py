@@ -6,12 +6,14 @@ Run by `test_jax_modes.py`, in a process of its own.
 import keras
 import numpy as np
 import pytest
+import test_behaviours as matrix
 from cases import CASES
 from frameworks import statistics, to_numpy
 from keras import ops
 from tolerance import assert_near, kappa
 
 from keras_bnx import BatchNormalization, convert, explain_implementation
+from keras_bnx.backends import generic
 from keras_bnx.reference import Arguments, State, batch_normalization
 
 SAME = "axis momentum epsilon renorm renorm_momentum virtual_batch_size".split()
@@ -77,3 +79,45 @@ def test_files_and_copies_predict_the_same(arguments, tmp_path):
 def test_what_runs_is_said():
     explained = str(explain_implementation(BatchNormalization(), np.ones((2, 3))))
     assert "generic" in explained and "'numpy'" in explained
+
+
+def a_case_of_the_matrix():
+    """Runs one that needs gradients after its outputs were compared."""
+    row, example = matrix.EXAMPLES[0]
+    assert example.name == "dense"
+    matrix.test_behaviour(row, example, "here", lambda name, value: None, None)
+
+
+def test_what_the_backend_lacks_skips_a_case_of_the_matrix():
+    with pytest.raises(pytest.skip.Exception, match="gradients, which NumPy doesn't"):
+        a_case_of_the_matrix()
+
+
+def off_by_a_percent(vector, batch, per_element=generic.per_element):
+    return per_element(vector, batch) * 1.01
+
+
+def not_implemented(vector, batch):
+    raise NotImplementedError("a fault, not what the backend lacks")
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "message"),
+    [
+        (off_by_a_percent, AssertionError, "outputs: got .* times what is allowed"),
+        (not_implemented, NotImplementedError, "a fault"),
+    ],
+)
+def test_a_fault_of_the_layer_fails_it(fault, error, message, monkeypatch):
+    monkeypatch.setattr(generic, "per_element", fault)
+    with pytest.raises(error, match=message):
+        a_case_of_the_matrix()
+
+
+def test_the_backend_lacks_what_is_said_of_it():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(NotImplementedError, match="fit"):
+        model.fit(np.ones((2, 3)), np.ones((2, 1)))
+    assert ops.sqrt(ops.ones(2, "float64")).dtype == "float32"
+    assert generic.replicas(None) is None

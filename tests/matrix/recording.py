@@ -31,6 +31,9 @@ def problem(report):
     """What went wrong in a line, without this machine's paths."""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr)
+    if report.skipped and not crash:
+        # A path, a line and the reason.
+        text = report.longrepr[-1].removeprefix("Skipped: ")
     text = re.sub(r"\x1b\[\d*m", "", text)
     # Keras puts a line of its own before what a layer raises.
     text = re.sub(r"Exception encountered when calling .*\s+", "", text)
@@ -49,6 +52,7 @@ def where(backend):
     import keras_bnx
 
     names = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    names["numpy"] = "NumPy"
     version = importlib.import_module(backend).__version__
     now = datetime.datetime.now(datetime.UTC)
     return {

@@ -1,13 +1,15 @@
 """The cases of the matrix, of this layer and of Keras's.
 
 A case of this layer passes or the column fails. What Keras's layer does is a result,
-whatever it is: a failure there is expected as much as a pass.
+whatever it is: a failure there is expected as much as a pass. What a backend lacks
+skips the rest of a case, which fails all the same where something was wrong before.
 """
 
 import keras
 import pytest
 from behaviours import ROWS
 from findings import Findings
+from frameworks import LackingError
 
 from keras_bnx import BatchNormalization
 
@@ -26,9 +28,14 @@ def test_behaviour(row, example, layer, record_property, request):
     record_property("case", example.name)
     record_property("reason", example.reason)
     record_property("layer", layer)
-    findings = Findings()
+    findings, lacking = Findings(), None
     try:
         example.run(findings, LAYERS[layer])
+    except LackingError as error:
+        lacking = error
     finally:
         record_property("worst", findings.worst)
     assert not findings.problems, "; ".join(findings.problems)
+    if lacking:
+        record_property("needs", lacking.args[0])
+        pytest.skip(str(lacking))
