@@ -46,8 +46,9 @@ def opened(browser, tmp_path):
         if path is None:
             folder = planted.write(
                 tmp_path,
-                planted.column("jax-cpu", planted.FAULT, *planted.LACKING),
+                planted.column("jax-cpu", planted.FAULT, *planted.ABSENT),
                 planted.column("torch-cpu", planted.KERASS_FAULT),
+                planted.column("numpy-cpu", *planted.SKIPPED),
             )
             path = tmp_path / "matrix.html"
             path.write_text(page.render(page.read(folder), "page.html"))
@@ -126,7 +127,7 @@ def test_the_page_is_printed_whole(opened):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("state", ["passed", "failed", "absent"])
+@pytest.mark.parametrize("state", ["passed", "failed", "absent", "skipped"])
 def test_cells_are_legible(opened, scheme, state):
     tab = opened(color_scheme=scheme)
     luminance = """cell => ['color', 'backgroundColor'].map(name => {
@@ -191,3 +192,19 @@ def test_a_cell_opens_to_its_cases(opened, width):
     assert panel.count() == 1 and "Keras on JAX, CPU" in panel.inner_text()
     tab.keyboard.press("Enter")
     assert panel.count() == 0
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_what_a_backend_lacks_is_said_in_words(opened, width):
+    tab = opened(width=width)
+    tab.get_by_label("NumPy", exact=True).check()
+    cell = tab.locator("summary.skipped")
+    assert cell.count() == 1 and cell.is_visible()
+    assert cell.inner_text().split() == "2 need gradients or fit 0.7".split()
+    cell.click()
+    text = tab.locator("details[open] .panel").inner_text()
+    assert "needs gradients, which NumPy lacks" in text
+
+    # No failure, so no filter for failures finds it.
+    tab.get_by_text("where a case fails").click()
+    assert rows(tab) == [] and tab.get_by_text("There is no such row").is_visible()

@@ -10,6 +10,9 @@ counted from the columns.
 The columns that ran last, all at one commit, are the matrix. A column whose last run
 was at another commit is *not run*, and so is one that has no file: what it was when it
 did run stays behind its cells.
+
+A case that needs what its backend lacks is *skipped*, and says what it needs: it counts
+neither as passed nor as failed.
 """
 
 import argparse
@@ -27,8 +30,10 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
 BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+TITLES = {**BACKENDS, "numpy": "NumPy"}
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
-COLUMNS = [f"{backend}-{device}" for device in DEVICES for backend in BACKENDS]
+COLUMNS = [f"{backend}-cpu" for backend in TITLES]
+COLUMNS += [f"{backend}-gpu" for backend in BACKENDS]
 LAYERS = {"here": "keras_bnx", "keras": "Keras"}
 # The same cases with other versions, or in another mode; not columns of the table.
 VARIANTS = {
@@ -61,6 +66,22 @@ def shown(worst):
     return f"{worst:.0f}" if worst >= 10 else f"{worst:.2g}"
 
 
+def needs(cases):
+    """What the skipped ones among some cases need, in words; "" where none is."""
+    found = Counter(c["needs"] for c in cases if c["outcome"] == "skipped")
+    if not found:
+        return ""
+    *others, last = (what for what, _ in found.most_common())
+    what = f"{', '.join(others)} or {last}" if others else last
+    return f"{found.total()} need{'s' if found.total() == 1 else ''} {what}"
+
+
+def result(cases):
+    """How many of some cases passed, and what others need, in words."""
+    passed = f"{sum(c['outcome'] == 'passed' for c in cases)} of {len(cases)}"
+    return "; ".join(filter(None, [passed, needs(cases)]))
+
+
 @dataclass
 class Column:
     id: str
@@ -74,18 +95,15 @@ class Column:
     @property
     def title(self):
         backend, _, device = self.id.partition("-")
-        return VARIANTS.get(self.id) or f"{BACKENDS[backend]}, {DEVICES[device]}"
+        return VARIANTS.get(self.id) or f"{TITLES[backend]}, {DEVICES[device]}"
 
     @property
     def versions(self):
         versions = ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
         return versions + (f"; {self.found['note']}" if self.found["note"] else "")
 
-    @property
-    def failures(self):
-        """The cases of this layer that failed."""
-        cases = [c for c in self.found["cases"] if c["layer"] == "here"]
-        return [c for c in cases if c["outcome"] != "passed"]
+    def failures(self, layer):
+        return [c for c in self.cases(layer) if c["outcome"] == "failed"]
 
     @property
     def last_run(self):
@@ -95,10 +113,11 @@ class Column:
         changed = ", with changes" if self.found["modified"] else ""
         return f"{self.found['date'].replace('T', ' ')} UTC at {commit}{changed}"
 
-    def count(self, layer):
-        """Of a layer's cases: how many passed, and how many there are."""
-        cases = [c for c in self.found["cases"] if c["layer"] == layer]
-        return sum(c["outcome"] == "passed" for c in cases), len(cases)
+    def cases(self, layer):
+        return [c for c in self.found["cases"] if c["layer"] == layer]
+
+    def result(self, layer):
+        return result(self.cases(layer))
 
 
 @dataclass
@@ -110,7 +129,11 @@ class Cell:
 
     @property
     def failures(self):
-        return [c for c in self.cases if c["outcome"] != "passed"]
+        return [c for c in self.cases if c["outcome"] == "failed"]
+
+    @property
+    def passed(self):
+        return sum(c["outcome"] == "passed" for c in self.cases)
 
     @property
     def last_state(self):
@@ -118,7 +141,7 @@ class Cell:
         if not self.cases:
             return "not run"
         if not self.failures:
-            return "passed"
+            return "passed" if self.passed else "skipped"
         return "absent" if self.beyond and self.layer == "keras" else "failed"
 
     @property
@@ -127,13 +150,16 @@ class Cell:
 
     @property
     def text(self):
-        state, cases, failures = self.last_state, len(self.cases), len(self.failures)
+        failures, skipped = len(self.failures), needs(self.cases)
         text = {
-            "passed": f"✓ {cases}",
-            "failed": f"✗ {failures} of {cases}",
+            "passed": f"✓ {self.passed}",
+            "failed": f"✗ {failures} of {len(self.cases)}",
             "absent": "not offered",
+            "skipped": skipped,
             "not run": "not run",
-        }[state]
+        }[self.last_state]
+        if skipped and self.last_state in ("passed", "failed"):
+            text += f"; {skipped}"
         if self.cases and self.state == "not run":
             text = f"not run; was {text}"
         return text
@@ -188,10 +214,8 @@ class Matrix:
     def ran(self):
         return [column for column in self.columns if column.runs]
 
-    def count(self, layer):
-        return tuple(
-            map(sum, zip(*(column.count(layer) for column in self.ran), strict=True))
-        )
+    def result(self, layer):
+        return result([c for column in self.ran for c in column.cases(layer)])
 
 
 def read(folder):
@@ -199,7 +223,7 @@ def read(folder):
 
     Raises:
         IncompleteError: for a row without cases, a column without rows, columns whose
-            rows aren't the same, a case of this layer without a result.
+            rows aren't the same, a case without a result that says no need.
     """
 
     def column(name):
@@ -221,8 +245,8 @@ def read(folder):
     for column in columns + variants:
         if not column.runs:
             continue
-        if not column.found["cases"]:
-            problems.append(f"{column.id} has no case of any row.")
+        if all(case["outcome"] == "skipped" for case in column.found["cases"]):
+            problems.append(f"{column.id} has no case with a result.")
             continue
         if column.found["rows"] != rows:
             problems.append(f"{column.id} has other rows than {newest.id}.")
@@ -235,7 +259,8 @@ def read(folder):
         for name, _ in counts:
             problems.append(f"{column.id} has cases of {name!r}, which is no row.")
         for case in column.found["cases"]:
-            if case["outcome"] not in ("passed", "failed"):
+            is_skipped = case["outcome"] == "skipped" and case.get("needs")
+            if case["outcome"] not in ("passed", "failed") and not is_skipped:
                 what = f"{case['case']!r} of {case['row']!r}"
                 problems.append(f"{what} has no result on {column.id}.")
     if problems:
@@ -273,7 +298,7 @@ def render(matrix, template):
     )
     environment.filters |= {"code": code, "shown": shown}
     return environment.get_template(template).render(
-        matrix=matrix, layers=LAYERS, backends=BACKENDS
+        matrix=matrix, layers=LAYERS, backends=TITLES
     )
 
 
@@ -286,7 +311,7 @@ def excerpt(matrix):
     for column in matrix.columns + [v for v in matrix.variants if v.found]:
         here = keras = "not run"
         if column.runs:
-            here, keras = ("{} of {}".format(*column.count(name)) for name in LAYERS)
+            here, keras = (column.result(name) for name in LAYERS)
         versions = "" if column.found is None else column.versions
         lines.append(f"| {column.title} | {versions} | {here} | {keras} |")
     return "\n".join(lines)

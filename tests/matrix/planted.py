@@ -50,7 +50,19 @@ def write(folder, *columns):
 
 FAULT = case("an empty batch", "here", "two", "failed", "20", "outputs: got 3")
 KERASS_FAULT = case("an empty batch", "keras", "one", "failed", "inf", "got nan")
-LACKING = [
+ABSENT = [
     case("ghost batches", "keras", name, "failed", None, "ValueError: unrecognized")
     for name in ("one", "two")
+]
+# What a backend lacks: of one row both cases, of another one beside a case that passes.
+SKIPPED = [
+    {
+        **case(row, "here", name, "skipped", worst, f"needs {what}, which NumPy lacks"),
+        "needs": what,
+    }
+    for row, name, what, worst in (
+        ("an empty batch", "one", "gradients", "0.7"),
+        ("an empty batch", "two", "`fit`", None),
+        ("ghost batches", "two", "gradients", "0.1"),
+    )
 ]

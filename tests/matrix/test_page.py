@@ -7,7 +7,7 @@ import page
 import planted
 import pytest
 import recording
-from planted import FAULT, KERASS_FAULT, LACKING, column
+from planted import ABSENT, FAULT, KERASS_FAULT, SKIPPED, column
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def test_a_fault_turns_its_cell_red_and_no_other(read):
     html = page.render(matrix, "page.html")
     assert html.count('<summary class="failed">') == 1
     assert "✗ 1 of 2" in html and "outputs: got 3" in html
-    assert matrix.count("here") == (11, 12)
+    assert matrix.result("here") == "11 of 12"
     assert "| 5 of 6 | 6 of 6 |" in page.excerpt(matrix)
     assert page.render(matrix, "page.svg").count('<rect class="failed"') == 1 + 1
 
 
 def test_what_keras_does_not_offer_is_no_failure(read):
-    matrix = read(column("jax-cpu", KERASS_FAULT, *LACKING))
+    matrix = read(column("jax-cpu", KERASS_FAULT, *ABSENT))
 
     states = cells(matrix)
     assert states["ghost batches", "jax-cpu", "keras"] == "absent"
@@ -51,6 +51,37 @@ def test_what_keras_does_not_offer_is_no_failure(read):
     # This layer has no such excuse.
     states = cells(read(column("jax-cpu", planted.case(*OURS))))
     assert states["ghost batches", "jax-cpu", "here"] == "failed"
+
+
+def test_what_a_backend_lacks_is_neither_passed_nor_failed(read):
+    matrix = read(column("jax-cpu"), column("numpy-cpu", *SKIPPED))
+
+    states = cells(matrix)
+    assert states.pop(("an empty batch", "numpy-cpu", "here")) == "skipped"
+    assert set(states.values()) == {"passed"}
+    texts = {row.name: row.cell(matrix.columns[3], "here").text for row in matrix.rows}
+    assert texts == {
+        "plain `fit`": "✓ 2",
+        "an empty batch": "2 need gradients or `fit`",
+        "ghost batches": "✓ 1; 1 needs gradients",
+    }
+    assert matrix.result("here") == "9 of 12; 3 need gradients or `fit`"
+    assert matrix.result("keras") == "12 of 12"
+    html = page.render(matrix, "page.html")
+    assert html.count('<summary class="skipped">2 need gradients or <code>fit') == 1
+    assert "needs gradients, which NumPy lacks" in html
+    assert page.render(matrix, "page.svg").count('<rect class="skipped"') == 1 + 1
+    assert "3 need gradients or `fit`" in page.render(matrix, "page.md")
+    assert "| 3 of 6; 3 need gradients or `fit` | 6 of 6 |" in page.excerpt(matrix)
+
+
+def test_a_fault_is_red_among_what_a_backend_lacks(read):
+    fault = planted.case("an empty batch", "here", "two", "failed", "20")
+    matrix = read(column("numpy-cpu", *SKIPPED, fault))
+
+    cell = matrix.rows[1].cell(matrix.columns[3], "here")
+    assert (cell.state, cell.text) == ("failed", "✗ 1 of 2; 1 needs gradients")
+    assert "fails-here-numpy" in matrix.rows[1].classes
 
 
 @pytest.mark.parametrize("layer", ["here", "keras"])
@@ -67,6 +98,9 @@ def test_a_row_without_cases_fails(read, layer):
 def test_a_column_without_rows_fails(read):
     with pytest.raises(page.IncompleteError, match="torch-cpu has no case"):
         read(column("jax-cpu"), {**column("torch-cpu"), "cases": []})
+    skipped = [{**case, **SKIPPED[0]} for case in column("torch-cpu")["cases"]]
+    with pytest.raises(page.IncompleteError, match="torch-cpu has no case"):
+        read(column("jax-cpu"), {**column("torch-cpu"), "cases": skipped})
     with pytest.raises(page.IncompleteError, match="has no column"):
         page.read("nowhere")
 
@@ -93,7 +127,7 @@ def test_what_was_not_run_says_so(read):
     states = cells(matrix)
     assert {v for k, v in states.items() if k[1] == "torch-cpu"} == {"not run"}
     assert {v for k, v in states.items() if k[1] == "jax-cpu"} == {"passed"}
-    assert matrix.count("here") == (6, 6)
+    assert matrix.result("here") == "6 of 6"
     html = page.render(matrix, "page.html")
     assert "last 2026-10-01 10:00 UTC at 0ld0000000, Keras 3.15.1" in html
     # What it was stays behind the cell.
@@ -107,7 +141,7 @@ def test_other_versions_are_listed_and_no_columns(read):
     lowest = {**column("minimums-jax", FAULT), "note": "the lowest of all"}
     matrix = read(column("jax-cpu"), lowest)
 
-    assert matrix.count("here") == (6, 6)
+    assert matrix.result("here") == "6 of 6"
     for name in ("page.html", "page.md"):
         text = page.render(matrix, name)
         assert "JAX, the lowest Keras" in text and "5 of 6" in text
@@ -168,7 +202,14 @@ def test_a_report_becomes_a_case():
     found = recording.entry(report("skipped", message, wasxfail="a result"))
     assert (found["outcome"], found["problem"]) == ("failed", "outputs: got 3")
     assert recording.entry(report("passed", wasxfail=""))["outcome"] == "passed"
-    assert recording.entry(report("skipped", "no"))["outcome"] == "skipped"
+
+    # What pytest says of a skip: where, and why.
+    skip = report("skipped")
+    skip.longrepr = ("/home/me/test.py", 3, "Skipped: needs `fit`")
+    skip.user_properties.append(("needs", "`fit`"))
+    found = recording.entry(skip)
+    assert (found["outcome"], found["problem"]) == ("skipped", "needs `fit`")
+    assert found["needs"] == "`fit`"
 
 
 @pytest.mark.parametrize(
