@@ -59,7 +59,9 @@ def data(model, rows=2):
     rng = np.random.default_rng(1)
     # Sequential models have no `input`.
     return keras.tree.map_structure(
-        lambda x: rng.normal(size=(rows, *x.shape[1:])).astype(x.dtype),
+        lambda x: rng.normal(size=(rows, *(n or 5 for n in x.shape[1:]))).astype(
+            x.dtype
+        ),
         getattr(model, "input", model.inputs[0]),
     )
 
@@ -566,6 +568,118 @@ def test_what_is_kept_has_its_reason(name, float64):
     if name not in ("training", "dropout in training"):
         # Float32 is part of some.
         assert_same(model, copy, 1e-6 if "dtype" in name or "lora" in name else None)
+
+
+def norm_behind(*parts, axis=-1):
+    return (*parts, BatchNormalization(axis, name="norm"))
+
+
+def norm_before(*parts, axis=-1):
+    return (layers.ReLU(), BatchNormalization(axis, name="norm"), *parts)
+
+
+def einsum(equation, *shape, **arguments):
+    return layers.EinsumDense(equation, shape, name="linear", **arguments)
+
+
+# The normalization's channels, or unknown sizes, that what is beside it can't take.
+NOT_ITS_CHANNELS = {
+    "of the space": (
+        lambda: norm_behind(
+            layers.Conv2D(4, 3), layers.AveragePooling2D(2, name="pool"), axis=1
+        ),
+        (6, 7, 4),
+        "Its channels aren't those of 'pool'",
+    ),
+    "repeated": (
+        lambda: norm_behind(
+            layers.Dense(4), layers.RepeatVector(3, name="repeat"), axis=1
+        ),
+        (4,),
+        "Its channels aren't those of 'repeat'",
+    ),
+    "reshaped, of unknown size": (
+        lambda: norm_behind(layers.Dense(4), layers.Reshape((-1, 2), name="reshape")),
+        (None, 4),
+        "those of 'reshape' (Reshape), of unknown size",
+    ),
+    "of another normalization": (
+        lambda: (
+            layers.ReLU(),
+            norm2(),
+            BatchNormalization(name="norm"),
+            layers.ReLU(),
+        ),
+        (6, 7, 4),
+        "has several axes of channels",
+    ),
+    "not in the kernel": (
+        lambda: norm_before(einsum("abc,cd->abd", 7, 2), axis=1),
+        (7, 4),
+        "Its channels aren't those of 'linear'",
+    ),
+    "not in the equation": (
+        lambda: norm_before(einsum("ab...,bc->ac...", 1, 7), axis=1),
+        (4, 7),
+        "Its channels aren't those of 'linear'",
+    ),
+    "summed, of unknown size": (
+        lambda: norm_before(einsum("abc,cd->ad", 2)),
+        (None, 4),
+        "'linear' (EinsumDense) sums an axis of unknown size",
+    ),
+    "behind another batch": (
+        lambda: norm_before(einsum("abc,cd->bad", None, 2)),
+        (7, 4),
+        "'linear' (EinsumDense) moves the axis of the batch",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ITS_CHANNELS)
+def test_channels_that_a_layer_does_not_have_are_kept(name, float64):
+    parts, shape, reason = NOT_ITS_CHANNELS[name]
+    model = sequential(*parts(), shape=shape)
+    copy, report = fold(model)
+    (record,) = [record for record in report if record.layer == "norm"]
+    assert record.into is None and reason in record.reason, record.reason
+    assert_same(model, copy)
+
+
+def joined(axis, behind):
+    """Layers that are concatenated, and a normalization behind or before that."""
+
+    def function(x):
+        norm, join = BatchNormalization(name="norm"), layers.Concatenate(axis)
+        if behind:
+            parts = (layers.Dense(4, name=name)(x) for name in ("one", "two"))
+            return layers.ReLU()(norm(join([*parts])))
+        return layers.Dense(2, name="dense")(join([norm(layers.ReLU()(x)), x]))
+
+    return function
+
+
+def test_concatenation_along_other_axes(float64):
+    assert_folded(functional(joined(1, True), (3, 4)), into=["one, two"])
+    assert_folded(functional(joined(-1, False), (3, 4)), into=["dense"])
+    for axis, behind, shape, reason in (
+        (0, True, (3, 4), "joins batches"),
+        (0, False, (3, 4), "joins batches"),
+        (1, False, (None, 4), "joins what has an unknown size"),
+    ):
+        model = functional(joined(axis, behind), shape)
+        copy, (record,) = fold(model)
+        assert reason in record.reason, record.reason
+        assert_same(model, copy)
+
+
+def test_examples_that_are_channels_are_kept(float64):
+    inputs = keras.Input(batch_shape=(2, 4))
+    x = BatchNormalization(axis=0, name="norm")(layers.Dense(3)(inputs))
+    model = settled(keras.Model(inputs, x))
+    copy, (record,) = fold(model)
+    assert "Its channels are the examples of the batch" in record.reason
+    assert_same(model, copy)
 
 
 def test_quantized_layers_are_kept():
