@@ -141,6 +141,8 @@ def mask_lost(bad, cls):
             keras.Input((5,), dtype="int32"),
             layers.Embedding(9, 4, mask_zero=True),
             layers.Conv1D(4, 2, use_bias=False) if bad else layers.ReLU(),
+            # What comes behind has lost it, too.
+            layers.ReLU(),
             bn(cls),
             layers.Dense(2),
         ]
@@ -306,6 +308,30 @@ def test_what_is_harmless_in_our_layer_is_no_error():
     assert found.severity == "info"
     model = sequential(bn(), data=X + 1e5)
     assert "large-mean" not in [f.rule for f in check(model, X + 1e5)]
+
+
+MASKED = np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data", "message"),
+    [
+        ({"axis": 1}, MASKED, "aligns a mask with the last axis only"),
+        ({}, 0 * MASKED, "masked as a whole"),
+        ({"dtype": "float64"}, MASKED, "computes in float32 here"),
+    ],
+)
+def test_what_keras_layer_gets_wrong_is_told(arguments, data, message):
+    def found(cls, data):
+        parts = layers.Masking(), bn(cls, **arguments), layers.Dense(2)
+        model = keras.Sequential([keras.Input(data.shape[1:]), *parts])
+        return [f.message for f in check(model, data) if f.rule == "keras-defect"]
+
+    # TensorFlow's kernels know float64.
+    expected = "dtype" not in arguments or keras.config.backend() != "tensorflow"
+    (told,) = found(KERAS, data) or [""]
+    assert (message in told) == expected, told
+    assert not found(BatchNormalization, data)
 
 
 def test_what_is_recalibrated_after_few_steps_is_not_slow():
