@@ -87,6 +87,26 @@ def test_convert_revert_and_fold_are_each_others_outputs(folder):
     assert len(found.layers) == 3
 
 
+def test_words_are_values_of_arguments_too(folder):
+    change = ["--set", "axis_name=devices"]
+    assert main(["convert", "model.keras", "--output", "ours.keras", *change]) == 0
+    layer = keras.models.load_model("ours.keras").get_layer("norm")
+    assert layer.axis_name == "devices"
+
+
+def test_data_of_several_inputs_have_their_names(folder, capsys):
+    inputs = {name: keras.Input((8,), name=name) for name in "ab"}
+    x = keras.layers.Concatenate()([inputs["b"], inputs["a"]])
+    layer = KERAS(name="norm")
+    keras.Model(inputs, keras.layers.Dense(2)(layer(x))).save("two.keras")
+    np.savez("two.npz", a=X, b=10 * X)
+    arguments = ["--data", "two.npz", "--output", "new.keras", "--quiet"]
+    assert main(["recalibrate", "two.keras", *arguments]) == 0
+
+    mean = keras.models.load_model("new.keras").get_layer("norm").get_weights()[2]
+    np.testing.assert_allclose(mean, np.append(10 * X.mean(0), X.mean(0)), rtol=1e-5)
+
+
 OUTPUT = ["--output", "new.keras"]
 
 

@@ -1,5 +1,7 @@
 """Moving statistics that are those of the data."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -252,8 +254,13 @@ def test_a_cumulative_average_goes_on():
     np.testing.assert_allclose(moving(layer)[0], expected, rtol=1e-5)
 
 
-def test_renorm_starts_as_plain_normalization():
-    layer, model = alone(BatchNormalization, renorm=True)
+# Keras 3.14's layer has no renorm.
+RENORM = [cls for cls in BOTH if "renorm" in inspect.signature(cls).parameters]
+
+
+@pytest.mark.parametrize("cls", RENORM)
+def test_renorm_starts_as_plain_normalization(cls):
+    layer, model = alone(cls, renorm=True)
     recalibrate(model, X, verbose=0)
     values = statistics(layer)
 
@@ -435,6 +442,27 @@ def test_metrics_are_reported_before_and_after(capsys):
     printed = capsys.readouterr().out
     assert "in epoch 1" in printed and "at the end" in printed
     assert f"{first['before']['mae']:.4g} before" in printed
+
+
+def test_an_evaluation_that_fails_afterwards_undoes_it(monkeypatch):
+    # That of `fit`, and the callback's own, before and after.
+    model, fails = compiled(), iter((False, False, True))
+    callback = Recalibrate(X, every=1, validation_data=(X, np.repeat(Y, 2, axis=1)))
+    before = []
+
+    def evaluate(*arguments, **kwargs):
+        before.append(weights_of(model))
+        if next(fails):
+            raise KeyboardInterrupt
+        return {"loss": 0.0}
+
+    monkeypatch.setattr(model, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, [callback])
+
+    _, trained, recalibrated = before
+    assert any((a != b).any() for a, b in zip(trained, recalibrated, strict=True))
+    assert_unchanged(model, trained)
 
 
 def test_averaged_weights_are_evaluated_before_and_after():

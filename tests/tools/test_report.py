@@ -1,16 +1,18 @@
 """The report on a model's statistics, against NumPy."""
 
 import math
+import sys
 
 import keras
 import numpy as np
 import pytest
+from frameworks import to_numpy
 from networks import BOTH, X, chain, inputs_of_normalizations
 
 import keras_bnx
 from keras_bnx import BatchNormalization, recalibrate, statistics_report
 from keras_bnx.tools.models import table
-from keras_bnx.tools.report import write_whole
+from keras_bnx.tools.report import _draw, write_whole
 
 BATCHES = [X[i : i + 32] for i in (0, 32, 64, 96)]
 
@@ -136,6 +138,27 @@ def test_the_figure_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError):
         report.plot(tmp_path / "no" / "folder.png")
     assert [p.name for p in tmp_path.iterdir()] == ["report.png"]
+
+
+@pytest.mark.parametrize(
+    ("off", "colour"), [(0.01, "#0072B2"), (0.3, "#E69F00"), (2.0, "#D55E00")]
+)
+def test_the_figure_tells_how_far_outputs_are_off(off, colour):
+    model = chain(BatchNormalization)
+    recalibrate(model, X, verbose=0)
+    layer = model.get_layer("first")
+    stddev = np.sqrt(to_numpy(layer.moving_variance.value) + layer.epsilon)
+    layer.moving_mean.assign_add(off * stddev)
+    top, bottom = _draw(statistics_report(model, X, verbose=0).rows).axes
+    assert top.lines[0].get_color() == bottom.lines[0].get_color() == colour
+
+
+def test_without_matplotlib_the_figure_says_what_to_install(tmp_path, monkeypatch):
+    report = statistics_report(chain(BatchNormalization), X, verbose=0)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        report.plot(tmp_path / "report.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
