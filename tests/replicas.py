@@ -28,6 +28,7 @@ class Scenario:
     compiled: bool = False  # PyTorch
     jobs: int = 1  # PyTorch: DistributedDataParallel of so many process groups
     recomputed: bool = False  # PyTorch: in the backward pass, by checkpointing
+    twice: bool = False  # also the derivative of dx along dy
 
     def data(self):
         """Inputs, masks and upstream gradients, lists of one array per replica.
@@ -57,6 +58,8 @@ SCENARIOS = [
     Scenario("nobody has rows", rows=(0, 0)),
     Scenario("one row each", rows=(1, 1)),
     Scenario("renorm", rows=(4, 6, 2), arguments={"renorm": True}, masked=True),
+    Scenario("twice", rows=(4, 6), twice=True),
+    Scenario("twice, masks", rows=(4, 6), masked=True, twice=True),
     Scenario("unbiased", arguments={"unbiased_moving_variance": True}),
     Scenario("debiased", arguments={"debias_moving_statistics": True}),
     Scenario("no affine", arguments={"center": False, "scale": False}, masked=True),
@@ -119,12 +122,13 @@ def expected(scenario):
     count = len(x) // scenario.jobs
     size = {True: count, False: 1}.get(scenario.synchronized, scenario.synchronized)
 
-    def step(members):
+    def step(members, along=0.0):
         joined = [np.concatenate([v[i] for i in members]) for v in (x, masks, dy)]
+        inputs = joined[0] + along * joined[2].astype("float64")
         found = reference.batch_normalization(
-            joined[0], state, arguments, weights=joined[1][..., None]
+            inputs, state, arguments, weights=joined[1][..., None]
         )
-        return found, reference.gradients(found, joined[2], joined[0])[0]
+        return found, reference.gradients(found, joined[2], inputs)[0]
 
     results = []
     for first in range(0, len(x), size):
@@ -134,11 +138,17 @@ def expected(scenario):
         statistics = vars(after) | debiased
         members = range(first, first + size)
         found, dx = step(members)
+        of_all = {"y": found.y, "dx": dx}
+        if scenario.twice:
+            # By a difference, whose error is that of its third derivative.
+            h = 1e-4
+            of_all["d2x"] = (step(members, h)[1] - step(members, -h)[1]) / (2 * h)
         cuts = np.cumsum([scenario.rows[i] for i in members])[:-1]
-        ys, dxs = np.split(found.y, cuts), np.split(dx, cuts)
-        for y, d, i in zip(ys, dxs, members, strict=True):
+        parts = {name: np.split(value, cuts) for name, value in of_all.items()}
+        for k, i in enumerate(members):
+            own = {name: values[k] for name, values in parts.items()}
             dbeta = dy[i].sum((0, 1))
-            results.append({"y": y, "dx": d, "dbeta": dbeta, "statistics": statistics})
+            results.append({**own, "dbeta": dbeta, "statistics": statistics})
     return results
 
 
@@ -255,8 +265,13 @@ def _run_jax(scenario):
         trainable = jax.tree.map(
             lambda v: jax.lax.pcast(v, "replicas", to="varying"), trainable
         )
-        (dx, dweights), (y, after) = jax.grad(loss, (0, 1), has_aux=True)(x, trainable)
-        return y[None], dx, [d[None] for d in dweights], after
+        gradients = jax.grad(loss, (0, 1), has_aux=True)
+        (dx, dweights), (y, after) = gradients(x, trainable)
+        twice = []
+        if scenario.twice:
+            along = jax.grad(lambda x: (gradients(x, trainable)[0][0] * dy).sum())
+            twice = [along(x)]
+        return y[None], dx, [d[None] for d in dweights], after, twice
 
     mesh = jax.make_mesh(
         (count,),
@@ -270,9 +285,9 @@ def _run_jax(scenario):
         step,
         mesh=mesh,
         in_specs=(each, each, each, same),
-        out_specs=(each, each, each, same),
+        out_specs=(each, each, each, same, each),
     )
-    y, dx, dweights, after = jax.jit(mapped)(*arrays, trainable)
+    y, dx, dweights, after, twice = jax.jit(mapped)(*arrays, trainable)
     names = [v.name for v in layer.trainable_variables]
     statistics = {
         v.path.split("/", 1)[1]: np.asarray(value)
@@ -284,6 +299,7 @@ def _run_jax(scenario):
             "dx": np.asarray(dx[i])[:n],
             "statistics": statistics,
             **{f"d{k}": np.asarray(d[i]) for k, d in zip(names, dweights, strict=True)},
+            **({"d2x": np.asarray(twice[0][i])[:n]} if twice else {}),
         }
         for i, n in enumerate(scenario.rows)
     ]
@@ -306,13 +322,18 @@ def _run_tensorflow(scenario):
     @tf.function
     def step(x, mask, dy):
         def replica(x, mask, dy):
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                mask = mask if scenario.has_masks else None
-                y = layer(x, training=True, mask=mask)
-                loss = tf.reduce_sum(y * dy)
             sources = [x, *(v.value for v in layer.trainable_variables)]
-            return y, *tape.gradient(loss, sources)
+            mask = mask if scenario.has_masks else None
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = layer(x, training=True, mask=mask)
+                    loss = tf.reduce_sum(y * dy)
+                found = tape.gradient(loss, sources)
+                along = tf.reduce_sum(found[0] * dy)
+            twice = [outer.gradient(along, x)] if scenario.twice else []
+            return y, *found, *twice
 
         return strategy.run(replica, (x, mask, dy))
 
@@ -320,7 +341,8 @@ def _run_tensorflow(scenario):
         strategy.experimental_local_results(r)
         for r in step(*map(per_replica, scenario.data()))
     ]
-    names = ("y", "dx", *(f"d{v.name}" for v in layer.trainable_variables))
+    names = ["y", "dx", *(f"d{v.name}" for v in layer.trainable_variables)]
+    names += ["d2x"] if scenario.twice else []
     statistics = {
         v.path.split("/", 1)[1]: [
             r.numpy() for r in strategy.experimental_local_results(v.value)
@@ -363,9 +385,14 @@ def _torch_rank(scenario, rank, jobs):
     if not scenario.compiled:
         torch.distributed.all_reduce = counting
     y = call(x, training=True, mask=mask if scenario.has_masks else None)
-    (y * dy).sum().backward()
+    (y * dy).sum().backward(retain_graph=scenario.twice)
     torch.distributed.all_reduce = all_reduce
+    twice = {}
+    if scenario.twice:
+        (dx,) = torch.autograd.grad((y * dy).sum(), x, create_graph=True)
+        twice["d2x"] = torch.autograd.grad((dx * dy).sum(), x)[0].numpy()
     return {
+        **twice,
         "sums": sums,
         "y": y.detach().numpy(),
         "dx": x.grad.numpy(),

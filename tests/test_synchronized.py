@@ -38,6 +38,8 @@ def assert_replica_near(found, one, scenario):
     scale = 30.0 + (scenario.mean if renorm else 0.0)
     assert_near(found["y"], one["y"], scale=scale)
     assert_near(found["dx"], one["dx"], scale=scale)
+    if scenario.twice:
+        assert_near(found["d2x"], one["d2x"], scale=scale)
     if "dbeta" in found:
         # A replica's own; the engine averages or sums them.
         np.testing.assert_allclose(found["dbeta"], one["dbeta"], rtol=0, atol=2e-5)

@@ -57,8 +57,6 @@ _SMALL = 2**17
 # Additions of a chain in one channel, and values that fill a row of the kernel.
 _CHAIN, _WIDTH = 512, 512
 
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-
 
 def obstacles(batch, *, synchronized):
     x, found = batch.x, []
@@ -74,8 +72,6 @@ def obstacles(batch, *, synchronized):
         found.append(f"Kernels take plain tensors, not {type(x).__name__}.")
     elif x.device.type not in ("cpu", "cuda"):
         found.append(f"The kernels were tried on CPU and CUDA, not {x.device.type}.")
-    if x.dtype not in _DTYPES:
-        found.append(f"There are no kernels for {x.dtype}.")
     return found
 
 
