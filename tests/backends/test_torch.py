@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from frameworks import statistics
+from torch.autograd import forward_ad
 
 from keras_bnx import BatchNormalization, force_implementation
 from keras_bnx.backends import torch as backend
@@ -50,6 +51,29 @@ def test_func_grad_and_jvp_agree(training, renorm):
     reverse = torch.func.grad(loss, (0, 1, 2))(G, B, X)
     expected = sum((a * b).sum() for a, b in zip(reverse, tangents, strict=True))
     torch.testing.assert_close(forward, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dual_numbers_have_the_tangent_of_jvp(training):
+    f, tangent = function(training), torch.cos(7 * X + 1)
+    with forward_ad.dual_level():
+        y = built()(forward_ad.make_dual(X, tangent), training=training)
+        found = forward_ad.unpack_dual(y).tangent
+    plain = torch.ones(3), torch.zeros(3)
+    _, expected = torch.func.jvp(lambda x: f(*plain, x), (X,), (tangent,))
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_subclasses_of_tensors_stay_what_they_are(training):
+    class Own(torch.Tensor):
+        pass
+
+    y = built()(X.as_subclass(Own), training=training)
+    assert type(y) is Own
+    expected = built()(X, training=training)
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -504,6 +504,65 @@ def test_what_trains_in_layers_in_layers_is_kept():
     assert trainable == len(with_random_weights(Network).trainable_weights) - 4
 
 
+@keras.saving.register_keras_serializable("tests")
+class Twins(keras.layers.Layer):
+    """Two normalizations, which may be made one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = KERAS(name="twin_a"), KERAS(name="twin_b")
+
+    def build(self, shape):
+        for layer in {self.first, self.second}:
+            layer.build(shape)
+
+    def call(self, x, training=None):
+        return self.second(self.first(x, training=training), training=training)
+
+
+def test_what_became_one_layer_stays_one():
+    twins = Twins()
+    twins.second = twins.first
+    model = keras.Sequential([keras.Input((3,)), twins, KERAS()])
+    copy = convert(model)
+    converted = copy.layers[0]
+    assert converted.second is converted.first is not twins.first
+    assert type(converted.first) is BatchNormalization
+    x = X[:, 0]
+    np.testing.assert_allclose(to_numpy(copy(x)), to_numpy(model(x)), rtol=1e-6)
+
+
+def test_layers_that_were_never_called_stay_unbuilt():
+    class Half(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = KERAS(name="used"), KERAS(name="unused")
+
+        def call(self, x):
+            return self.used(x)
+
+        def get_config(self):
+            return {}
+
+        def build(self, shape):
+            self.used.build(shape)
+
+        def build_from_config(self, config):
+            if self.fails:
+                raise RuntimeError("no weights today")
+            self.build((None, 3))
+
+    Half.fails = False
+    model = Half()
+    model(X[:, 0])
+    copy = convert(model)
+    assert type(copy.unused) is BatchNormalization and not copy.unused.built
+    np.testing.assert_allclose(to_numpy(copy(X[:, 0])), to_numpy(model(X[:, 0])), 1e-6)
+    Half.fails = True
+    with pytest.raises(ValueError, match=r"Half.*no weights today"):
+        convert(model)
+
+
 class MakesLate(keras.layers.Layer):
     def build(self, shape):
         self.late = KERAS(name="late")
@@ -663,6 +722,21 @@ def test_activations_are_fused_and_taken_apart_again(cls):
     # Fused once, an activation stays through other conversions.
     again = convert(fused, momentum=0.5)
     assert again.get_layer("a").activation.name == "shared_relu"
+
+
+def test_a_second_activation_stays_a_layer():
+    layers = [BatchNormalization(activation="elu", name="bn"), keras.layers.ReLU()]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    fused = convert(model, fuse_activations=True)
+    assert len(fused.layers) == 2
+    x = X[:, 0] - 3.0
+    np.testing.assert_allclose(to_numpy(fused(x)), to_numpy(model(x)), rtol=1e-6)
+
+
+def test_an_activation_that_cannot_be_copied_is_named():
+    layer = BatchNormalization(activation=Required(1, name="culprit"))
+    with pytest.raises(ValueError, match=r"culprit.*Required"):
+        revert(keras.Sequential([keras.Input((3,)), layer]))
 
 
 def test_a_function_becomes_a_layer_behind():

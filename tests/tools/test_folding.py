@@ -805,6 +805,22 @@ def test_the_model_stays_as_it_is_and_shares_nothing():
     assert not {id(la) for la in copy.layers} & {id(la) for la in model.layers}
 
 
+def test_weights_in_bfloat16_are_rounded_once():
+    dense = layers.Dense(5, dtype="bfloat16", name="dense")
+    norm = BatchNormalization(dtype="bfloat16")
+    copy, report = fold(sequential(dense, norm, shape=(3,)))
+    assert report[0].into == "dense"
+    found = copy.get_layer("dense").kernel
+    kernel, gamma, variance = (
+        to_numpy(weight).astype("float64")
+        for weight in (dense.kernel, norm.gamma, norm.moving_variance)
+    )
+    expected = kernel * gamma / np.sqrt(variance + norm.epsilon)
+    assert found.dtype == "bfloat16"
+    # Half of the last of 8 bits.
+    np.testing.assert_allclose(to_numpy(found), expected, rtol=2.0**-8)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_weights_are_computed_in_float64_and_rounded_once(dtype):
     dense, norm = (

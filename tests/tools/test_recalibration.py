@@ -444,6 +444,16 @@ def test_metrics_are_reported_before_and_after(capsys):
     assert f"{first['before']['mae']:.4g} before" in printed
 
 
+def test_a_loop_of_ones_own_may_call_the_callback():
+    model, callback = compiled(), Recalibrate(X)
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_train_end()
+    expected = inputs_of_normalizations(model, BATCHES)
+    found = moving(model.get_layer("second"))[1]
+    np.testing.assert_allclose(found, expected[1].var(0), rtol=1e-4)
+
+
 def test_an_evaluation_that_fails_afterwards_undoes_it(monkeypatch):
     # That of `fit`, and the callback's own, before and after.
     model, fails = compiled(), iter((False, False, True))
