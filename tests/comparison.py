@@ -2,11 +2,12 @@
 
 import keras
 import numpy as np
-from frameworks import statistics
+from combinations import oracle_of
+from frameworks import functional, hessian_vector_product, statistics
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization
+from keras_bnx import BatchNormalization, reference
 
 
 def make(case, cls=BatchNormalization):
@@ -63,6 +64,31 @@ def largest_kappa(case, x, weights, epsilon):
 
 def tensor(case, x):
     return ops.convert_to_tensor(x, dtype=case.dtype)
+
+
+def second_order(layer, shape, *, mask=None):
+    """The Hessian of `sum(dy * y**2)` times a vector: the layer's, and the oracle's.
+
+    The oracle's are central differences of its gradients.
+    """
+    x, dy, vector = np.random.default_rng(0).normal(size=(3, *shape))
+    weights = None
+    if mask is not None:
+        weights = mask.reshape(-1, *[1] * (len(shape) - 1)).astype(float)
+    call, oracle, dtype = functional(layer, mask=mask), oracle_of(layer), layer.dtype
+
+    def loss(x):
+        y = call(x)
+        return ops.sum(ops.convert_to_tensor(dy, dtype) * y * y)
+
+    def gradient(x):
+        step = reference.batch_normalization(x, *oracle, weights=weights)
+        return reference.gradients(step, 2 * dy * step.y, x)[0]
+
+    h = 1e-5
+    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
+    found = hessian_vector_product(loss, x.astype(dtype), vector.astype(dtype))
+    return found, expected
 
 
 def gradient_tolerances(case, arguments, step, dy):

@@ -1912,14 +1912,14 @@ TOOLS = [
         "backends/generic.py",
         "statistics = statistics._replace(residual=residual, variance=variance)",
         "pass",
-        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+        only(f"{DERIVATIVES}::test_second_order_is_that_of_the_oracle"),
     ),
     Mutant(
         "an_activations_second_gradient_is_of_a_kernel",
         "backends/torch.py",
         "_through_again if again else _through",
         "_through",
-        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+        only(f"{DERIVATIVES}::test_second_order_is_that_of_the_oracle"),
     ),
     Mutant(
         "torch_keeps_what_an_activation_needs",

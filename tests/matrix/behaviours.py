@@ -18,12 +18,11 @@ import keras
 import numpy as np
 import replicas
 from combinations import oracle_of
-from comparison import gradient_tolerances, largest_kappa, make, tensor
+from comparison import gradient_tolerances, largest_kappa, make, second_order, tensor
 from frameworks import (
     compiled,
     float64_enabled,
     functional,
-    hessian_vector_product,
     one_step,
     require,
     statistics,
@@ -485,21 +484,7 @@ def has_second_derivatives(findings, cls, shape, **arguments):
     require("gradients")
     with float64_enabled():
         layer = built(cls, shape, dtype="float64", **arguments)
-        x, dy, vector = np.random.default_rng(0).normal(size=(3, *shape))
-        apply = functional(layer)
-
-        def loss(x):
-            y = apply(x)
-            return ops.sum(ops.convert_to_tensor(dy) * y * y)
-
-        found = hessian_vector_product(loss, x, vector)
-
-    def gradient(x):
-        step = oracle(layer, x)
-        return reference.gradients(step, 2 * dy * step.y, x)[0]
-
-    h = 1e-5
-    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
+        found, expected = second_order(layer, shape)
     # Central differences of float64 gradients.
     findings.near(
         "Hessian times a vector", found, expected, 1e-6 + 1e-6 * abs(expected)
