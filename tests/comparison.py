@@ -103,7 +103,7 @@ def gradient_tolerances(case, arguments, step, dy):
     Returns:
         Of "inputs" and of "weights" the keyword arguments of `assert_near`.
     """
-    dtype = "float64" if case.dtype == "float64" else "float32"
+    is_float64 = case.wide == "float64"
     # Each gradient is made of sums over a channel: their terms' sizes are the
     # scale, and TensorFlow adds the terms of a broadcast's gradient one by one.
     others = tuple(
@@ -118,13 +118,13 @@ def gradient_tolerances(case, arguments, step, dy):
     steps = [step] if step.parts is None else [part for part, _ in step.parts]
     slope = np.expand_dims(np.max([s.inv * s.r for s in steps], axis=0), others)
     scale = slope * (1 + np.abs(dy).max(others, keepdims=True)) * 4
-    if dtype == "float64":
+    if is_float64:
         # The oracle subtracts a rounded mean as well.
         scale = scale * (1 + case.ratio)
     gamma = 1.0 if arguments.gamma is None else np.expand_dims(arguments.gamma, others)
     beta = 0.0 if arguments.beta is None else np.expand_dims(arguments.beta, others)
     spread = (np.abs(dy) * (1 + np.abs((step.y - beta) / gamma))).sum(others)
-    spread = spread * (1 + case.ratio if dtype == "float64" else 1)
+    spread = spread * (1 + case.ratio if is_float64 else 1)
     return {
         "inputs": {"scale": scale, "units": units},
         "weights": {"scale": spread, "units": units},

@@ -124,15 +124,12 @@ def compare_statistics(findings, layer, state, **tolerance):
 
 def as_the_oracle(findings, cls, case, training=True):
     """A case of `cases.py`: outputs, gradients and moving statistics."""
-    wide = "float64" if case.dtype == "float64" else "float32"
+    wide = case.wide
     context = float64_enabled() if wide == "float64" else contextlib.nullcontext()
     with context:
-        layer, x = make(case, cls), case.inputs()
+        layer, x, dy = make(case, cls), case.inputs(), case.upstream()
         mask, weights = case.weights()
         state, arguments = oracle_of(layer)
-        dy = np.random.default_rng(5).normal(size=case.shape)
-        if case.mixed:
-            dy = np.round(dy * 16) / 16  # which 16 bits hold
         step = reference.batch_normalization(
             x, state, arguments, weights=weights, training=training
         )
