@@ -312,12 +312,11 @@ def _enter(other, pairs):
     """Sets weights of Keras's side, all or none."""
     found, counts = [], []
     for name, layer in pairs:
-        weights = _weights(other, name, layer)
+        parts, weights = other.parts(layer), _weights(other, name, layer)
         count = weights.pop(other.count, None)
         if is_norm(layer):
             _raise_if_different(other, name, layer)
             counts.append((layer, 0 if count is None else int(count)))
-        parts = other.parts(layer)
         ours = [part.leaf for part in parts]
         _raise_unless_same_leaves(other, name, layer, weights, ours)
         for leaf, variable, _, enter in parts:
