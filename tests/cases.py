@@ -24,6 +24,11 @@ class Case:
     def policy(self):
         if self.mixed:
             return f"mixed_{self.dtype}"
+        return self.wide
+
+    @property
+    def wide(self):
+        """The dtype of statistics and of the gradients of weights."""
         return "float64" if self.dtype == "float64" else "float32"
 
     def inputs(self):
@@ -34,6 +39,12 @@ class Case:
             x = np.round(x * 16) / 16 if self.ratio < 10 else np.round(x)
             return x.astype("float32")
         return x.astype(self.dtype)
+
+    def upstream(self):
+        """The gradient that comes from above, in float64."""
+        dy = np.random.default_rng(5).normal(size=self.shape)
+        # Values that 16 bits have.
+        return np.round(dy * 16) / 16 if self.mixed else dy
 
     def weights(self):
         """The mask, and the same as weights that broadcast against the inputs."""

@@ -2,11 +2,12 @@
 
 import keras
 import numpy as np
-from frameworks import statistics
+from combinations import oracle_of
+from frameworks import functional, hessian_vector_product, statistics
 from keras import ops
 from tolerance import assert_near, kappa
 
-from keras_bnx import BatchNormalization
+from keras_bnx import BatchNormalization, reference
 
 
 def make(case, cls=BatchNormalization):
@@ -65,6 +66,31 @@ def tensor(case, x):
     return ops.convert_to_tensor(x, dtype=case.dtype)
 
 
+def second_order(layer, shape, *, mask=None):
+    """The Hessian of `sum(dy * y**2)` times a vector: the layer's, and the oracle's.
+
+    The oracle's are central differences of its gradients.
+    """
+    x, dy, vector = np.random.default_rng(0).normal(size=(3, *shape))
+    weights = None
+    if mask is not None:
+        weights = mask.reshape(-1, *[1] * (len(shape) - 1)).astype(float)
+    call, oracle, dtype = functional(layer, mask=mask), oracle_of(layer), layer.dtype
+
+    def loss(x):
+        y = call(x)
+        return ops.sum(ops.convert_to_tensor(dy, dtype) * y * y)
+
+    def gradient(x):
+        step = reference.batch_normalization(x, *oracle, weights=weights)
+        return reference.gradients(step, 2 * dy * step.y, x)[0]
+
+    h = 1e-5
+    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
+    found = hessian_vector_product(loss, x.astype(dtype), vector.astype(dtype))
+    return found, expected
+
+
 def gradient_tolerances(case, arguments, step, dy):
     """The scale and units of the rule for the gradients of a case.
 
@@ -77,7 +103,7 @@ def gradient_tolerances(case, arguments, step, dy):
     Returns:
         Of "inputs" and of "weights" the keyword arguments of `assert_near`.
     """
-    dtype = "float64" if case.dtype == "float64" else "float32"
+    is_float64 = case.wide == "float64"
     # Each gradient is made of sums over a channel: their terms' sizes are the
     # scale, and TensorFlow adds the terms of a broadcast's gradient one by one.
     others = tuple(
@@ -92,13 +118,13 @@ def gradient_tolerances(case, arguments, step, dy):
     steps = [step] if step.parts is None else [part for part, _ in step.parts]
     slope = np.expand_dims(np.max([s.inv * s.r for s in steps], axis=0), others)
     scale = slope * (1 + np.abs(dy).max(others, keepdims=True)) * 4
-    if dtype == "float64":
+    if is_float64:
         # The oracle subtracts a rounded mean as well.
         scale = scale * (1 + case.ratio)
     gamma = 1.0 if arguments.gamma is None else np.expand_dims(arguments.gamma, others)
     beta = 0.0 if arguments.beta is None else np.expand_dims(arguments.beta, others)
     spread = (np.abs(dy) * (1 + np.abs((step.y - beta) / gamma))).sum(others)
-    spread = spread * (1 + case.ratio if dtype == "float64" else 1)
+    spread = spread * (1 + case.ratio if is_float64 else 1)
     return {
         "inputs": {"scale": scale, "units": units},
         "weights": {"scale": spread, "units": units},

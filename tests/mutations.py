@@ -1912,14 +1912,14 @@ TOOLS = [
         "backends/generic.py",
         "statistics = statistics._replace(residual=residual, variance=variance)",
         "pass",
-        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+        only(f"{DERIVATIVES}::test_second_order_is_that_of_the_oracle"),
     ),
     Mutant(
         "an_activations_second_gradient_is_of_a_kernel",
         "backends/torch.py",
         "_through_again if again else _through",
         "_through",
-        only(f"{ACTIVATION}second_order_is_that_of_the_oracle"),
+        only(f"{DERIVATIVES}::test_second_order_is_that_of_the_oracle"),
     ),
     Mutant(
         "torch_keeps_what_an_activation_needs",
@@ -2395,21 +2395,21 @@ EXCHANGE = [
     ),
     Mutant(
         "pytorchs_divisor_is_forgotten",
-        "tools/interop.py",
-        'return _Settings(self.given["epsilon"], self.given["momentum"], True)',
-        'return _Settings(self.given["epsilon"], self.given["momentum"], False)',
+        "tools/libraries.py",
+        'library, unbiased = "PyTorch", True',
+        'library, unbiased = "PyTorch", False',
         only(f"{INTEROP}::test_the_next_update_is_pytorchs"),
     ),
     Mutant(
         "pytorchs_momentum_is_kerass",
-        "tools/interop.py",
+        "tools/libraries.py",
         "    return round(1.0 - momentum, 15)\n",
         "    return round(momentum, 15)\n",
         only(f"{TORCH_INTEROP}::test_modules_become_layers_and_come_back[2-0.1-True]"),
     ),
     Mutant(
         "pytorchs_momentum_comes_back_rounded",
-        "tools/interop.py",
+        "tools/libraries.py",
         "    return round(1.0 - momentum, 15)\n",
         "    return 1.0 - momentum\n",
         only(f"{TORCH_INTEROP}::test_modules_become_layers_and_come_back[2-0.1-True]"),
@@ -2423,7 +2423,7 @@ EXCHANGE = [
     ),
     Mutant(
         "depthwise_channels_are_transposed",
-        "tools/interop.py",
+        "tools/libraries.py",
         "flat = kernel.reshape(*kernel.shape[:-2], -1)",
         "flat = kernel.swapaxes(-1, -2).reshape(*kernel.shape[:-2], -1)",
         only(f"{INTEROP}::test_kernels_are_where_pytorch_has_them"),
@@ -2441,14 +2441,14 @@ EXCHANGE = [
     Mutant(
         "weights_are_rounded_silently",
         "tools/interop.py",
-        "    kept = array.astype(str(variable.dtype))\n",
-        "    kept = array\n",
+        "kept is None or not np.array_equal(kept, array, equal_nan=True)",
+        "kept is None",
         only(f"{INTEROP}::test_float64_stays_float64"),
     ),
     Mutant(
         "a_failed_exchange_stays_half_done",
         "tools/interop.py",
-        "            other.write(tensor, before)\n        raise\n",
+        "            write(place, value)\n        raise\n",
         "            pass\n        raise\n",
         only(
             f"{TORCH_INTEROP}::test_modules_that_differ_are_named_and_nothing_is_changed"
@@ -2457,9 +2457,9 @@ EXCHANGE = [
     ),
     Mutant(
         "strides_that_differ_pass",
-        "tools/interop.py",
-        "            if theirs != ours:\n",
-        "            if False:\n",
+        "tools/libraries.py",
+        "        if theirs != ours:\n",
+        "        if False:\n",
         only(
             f"{TORCH_INTEROP}::test_modules_that_differ_are_named_and_nothing_is_changed"
             "[Strides.*blocks.1.conv1]"

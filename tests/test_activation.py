@@ -1,4 +1,7 @@
-"""The argument `activation`: outputs, gradients, what is kept, files."""
+"""The argument `activation`: outputs, gradients, what is kept, files.
+
+Its second order is in `test_derivatives.py`.
+"""
 
 import functools
 
@@ -8,7 +11,6 @@ import pytest
 from combinations import Combination, check
 from frameworks import (
     functional,
-    hessian_vector_product,
     statistics,
     tensor_gradients,
     to_numpy,
@@ -19,13 +21,7 @@ from keras import layers, ops
 from benchmarks import frameworks
 from keras_bnx import BatchNormalization
 from keras_bnx.ops.activations import recognize
-from keras_bnx.reference import (
-    ACTIVATIONS,
-    Arguments,
-    State,
-    batch_normalization,
-)
-from keras_bnx.reference import gradients as reference_gradients
+from keras_bnx.reference import ACTIVATIONS
 
 BACKEND = keras.config.backend()
 HOW = "compiled" if BACKEND == "jax" else "eager"
@@ -93,31 +89,6 @@ def test_the_gradient_beside_a_kink_is_that_of_its_side(name, kink):
     run = with_gradients(layer, training=False, how=HOW)
     dx = run(ops.convert_to_tensor(z), ops.ones((2, 3)))["dx"]
     np.testing.assert_allclose(to_numpy(dx), ACTIVATIONS[name][1](z), rtol=1e-5)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", ["silu", "gelu", "mish", "softplus", "relu", "elu"])
-def test_second_order_is_that_of_the_oracle(name, masked, float64):
-    layer = BatchNormalization(activation=name, dtype="float64")
-    layer.build((None, 3))
-    x, dy, vector = np.random.default_rng(1).normal(size=(3, 8, 3))
-    mask = np.arange(8) % 3 > 0 if masked else None
-    weights = np.repeat(mask[:, None], 3, 1).astype(float) if masked else None
-    state, arguments = State(np.zeros(3), np.ones(3)), Arguments(activation=name)
-    call = functional(layer, mask=mask)
-
-    def loss(x):
-        y = call(x)
-        return ops.sum(ops.convert_to_tensor(dy) * y * y)
-
-    def gradient(x):
-        step = batch_normalization(x, state, arguments, weights=weights)
-        return reference_gradients(step, 2 * dy * step.y, x)[0]
-
-    h = 1e-5
-    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
-    found = hessian_vector_product(loss, x, vector)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(

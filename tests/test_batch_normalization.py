@@ -78,14 +78,15 @@ def test_outputs_and_statistics_are_the_oracles(
 
     epsilon = layer.epsilon
     scale = largest_kappa(case, x, weights, epsilon)
-    dtype = "float64" if case.dtype == "float64" else "float32"
     assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype
     units = UNITS[implementation]
     assert_near(
         to_numpy(y), expected.y, scale=scale, dtype=layer.compute_dtype, units=units
     )
     # Stored in `dtype`: one rounding of each product and sum.
-    assert_statistics_near(layer, expected.state, scale=0.0, dtype=dtype, units=units)
+    assert_statistics_near(
+        layer, expected.state, scale=0.0, dtype=case.wide, units=units
+    )
 
 
 @each(CASES)
@@ -122,23 +123,19 @@ def test_gradients_at_inference_are_the_oracles(case, float64, implementation):
 
 def assert_gradients(case, gradients, *, training=True):
     """Asserts that `gradients` computes those of the oracle, of a case's layer."""
-    layer, x = make(case), case.inputs()
+    layer, x, dy = make(case), case.inputs(), case.upstream()
     mask, weights = case.weights()
     state, arguments = oracle_of(layer)
-    dy = np.random.default_rng(5).normal(size=case.shape)
-    if case.mixed:
-        dy = np.round(dy * 16) / 16  # which 16 bits hold
     step = reference.batch_normalization(
         x, state, arguments, weights=weights, training=training
     )
     expected = reference.gradients(step, dy, x)
     mask = None if mask is None else ops.array(mask)
     call = functional(layer, mask=mask, training=training)
-    dtype = "float64" if case.dtype == "float64" else "float32"
-    upstream = ops.convert_to_tensor(dy, dtype)
+    upstream = ops.convert_to_tensor(dy, case.wide)
 
     def loss(x, *trainable):
-        return ops.sum(ops.cast(call(x, *trainable), dtype) * upstream)
+        return ops.sum(ops.cast(call(x, *trainable), case.wide) * upstream)
 
     trainable = [to_numpy(v) for v in layer.trainable_variables]
     dx, *dweights = gradients(loss, tensor(case, x), *trainable)
@@ -149,7 +146,7 @@ def assert_gradients(case, gradients, *, training=True):
     for name, value in zip(names, dweights, strict=True):
         wanted = expected[1 if name == "gamma" else 2]
         assert_near(
-            value.reshape(wanted.shape), wanted, dtype=dtype, **allowed["weights"]
+            value.reshape(wanted.shape), wanted, dtype=case.wide, **allowed["weights"]
         )
 
 
@@ -168,10 +165,9 @@ def test_keras_agrees_exactly_where_the_table_says_so(case, float64):
     right = keras.config.backend() in case.keras_is_right
     try:
         y, expected, moving = _keras_outputs(case)
-        dtype = "float64" if case.dtype == "float64" else "float32"
         # Of 16 bits no more than that; of a mean no multiple.
         tolerance = 1e-3 * (1 + np.abs(expected))
-        if dtype == "float64":
+        if case.wide == "float64":
             tolerance = tolerance * 1e-7
         agrees = bool((np.abs(y - expected) <= tolerance).all())
     except Exception as error:

@@ -3,10 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from comparison import second_order
 from frameworks import (
     compiled,
-    functional,
-    hessian_vector_product,
     one_step,
     statistics,
     to_numpy,
@@ -15,10 +14,6 @@ from frameworks import (
 from keras import ops
 
 from keras_bnx import BatchNormalization
-from keras_bnx.reference import Arguments, State, batch_normalization
-from keras_bnx.reference import gradients as reference_gradients
-
-STATE = State(np.zeros(3), np.ones(3))
 
 
 def data(*shape, seed=0):
@@ -32,32 +27,22 @@ def built(**arguments):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("axis", [-1, 1])
-def test_second_order_is_that_of_the_oracle(masked, axis, float64):
-    shape = (8, 3) if axis == -1 else (4, 3, 2)
-    layer = BatchNormalization(axis=axis, dtype="float64")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"axis": 1},
+        *({"activation": name} for name in ("silu", "gelu", "mish")),
+        *({"activation": name} for name in ("softplus", "relu", "elu")),
+    ],
+    ids=str,
+)
+def test_second_order_is_that_of_the_oracle(arguments, masked, float64):
+    shape = (4, 3, 2) if "axis" in arguments else (8, 3)
+    layer = BatchNormalization(dtype="float64", **arguments)
     layer.build(shape)
-    x, dy, vector = data(3, *shape)
     mask = np.arange(shape[0]) % 3 > 0 if masked else None
-    weights = None
-    if masked:
-        weights = np.broadcast_to(
-            mask.reshape(-1, *[1] * (len(shape) - 1)), shape
-        ).astype(float)
-    call = functional(layer, mask=mask)
-
-    def loss(x):
-        y = call(x)
-        return ops.sum(ops.convert_to_tensor(dy) * y * y)
-
-    def gradient(x):
-        arguments = Arguments(axis=axis)
-        step = batch_normalization(x, STATE, arguments, weights=weights)
-        return reference_gradients(step, 2 * dy * step.y, x)[0]
-
-    h = 1e-5
-    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
-    found = hessian_vector_product(loss, x, vector)
+    found, expected = second_order(layer, shape, mask=mask)
 
     # Central differences of float64 gradients. Keras on TensorFlow is 16 % off.
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)

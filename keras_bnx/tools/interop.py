@@ -1,25 +1,20 @@
 """Exchange of weights with PyTorch and Flax: what travels is equal at the other end.
 
-Each framework is reached by its objects' own methods, and imported only where one is
-made: `import keras_bnx` loads no other framework.
+The public functions, and the trip there and back: all is compared first, then set, then
+read again. What differs by library is in `libraries`.
 """
 
-import importlib
-import math
+import contextlib
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from keras_bnx.batch_normalization import BatchNormalization
-from keras_bnx.tools.models import activation_of, walk
-
-_KERNELS = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
-_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+from keras_bnx.tools.libraries import NNX, Linen, Settings, Torch, flax, is_norm
+from keras_bnx.tools.models import walk
 
 _Target = TypeVar("_Target", bound=keras.Layer)
 
@@ -83,7 +78,7 @@ def from_torch(
     >>> layer.epsilon, layer.momentum, layer.scale, layer.unbiased_moving_variance
     (1e-05, 0.9, False, True)
     """
-    return _read(_torch(source, arguments), target, names, arguments)
+    return _read(Torch, source, target, names, arguments)
 
 
 def to_torch(
@@ -131,19 +126,16 @@ def to_torch(
     _check_kind(kind, ("module", "state_dict"))
     pairs = _pairs(source, names)
     if target is None and names is None and kind == "module":
-        target = _new_torch(source)
-    if target is not None:
-        if isinstance(target, Mapping):
-            raise ValueError(
-                "A target has to be a torch.nn.Module. Received: a dictionary. Leave "
-                "`target` out, and take the dictionary that is returned."
-            )
-        return _write(_torch(target, {}), pairs, target)
-    state = {}
-    for name, values, _ in _leave_keras(pairs, _Torch):
-        prefix = f"{name}." if name else ""
-        state.update({f"{prefix}{leaf}": value for leaf, value in values.items()})
-    return state
+        target = Torch.made(source)
+    if target is None:
+        return Torch.joined({name: _leave(layer, Torch) for name, layer in pairs})
+    if isinstance(target, Mapping):
+        raise ValueError(
+            "A target has to be a torch.nn.Module. Received: a dictionary. Leave "
+            "`target` out, and take the dictionary that is returned."
+        )
+    _write(Torch(target, {}), pairs)
+    return target
 
 
 @overload
@@ -196,7 +188,7 @@ def from_flax(
     >>> layer.epsilon, layer.momentum, layer.center
     (1e-05, 0.9, False)
     """
-    return _read(_flax(source, arguments), target, names, arguments)
+    return _read(flax, source, target, names, arguments)
 
 
 def to_flax(
@@ -243,359 +235,44 @@ def to_flax(
     _check_kind(kind, ("nnx", "linen", "variables"))
     pairs = _pairs(source, names)
     if target is None and names is None and kind == "nnx":
-        target = _new_nnx(source)
+        target = NNX.made(source)
+    if target is None:
+        variables = Linen.joined({name: _leave(layer, Linen) for name, layer in pairs})
+        alone = names is not None or kind == "variables"
+        return variables if alone else (Linen.made(source), variables)
     if isinstance(target, Mapping):
-        target = _arrays(target)
-    if target is not None:
-        return _write(_flax(target, {}), pairs, target)
-    variables: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
-    for name, values, _ in _leave_keras(pairs, _NNX):
-        for leaf, value in values.items():
-            tree = variables[_collection(leaf)]
-            for key in name.split(".") if name else ():
-                tree = tree.setdefault(key, {})
-            tree[leaf] = value
-    if names is None and kind == "linen":
-        linen = _imported("flax.linen", "flax")
-        return linen.BatchNorm(**_flax_arguments(source)), variables
-    return variables
+        target = Linen.copied(target)
+    _write(flax(target, {}), pairs)
+    return target
 
 
-class _Settings(NamedTuple):
-    """What a batch normalization does, beside its weights.
-
-    Attributes:
-        epsilon: what is added to the variance.
-        momentum: the weight of the old value, or `None` for a cumulative average.
-        unbiased: whether the moving variance has the divisor n - 1.
-    """
-
-    epsilon: float
-    momentum: float
-    unbiased: bool
-
-    def differences(self, other):
-        """What differs, as text: this and the other."""
-        found = []
-        for name, a, b in zip(self._fields, self, other, strict=True):
-            # PyTorch's momentum is 1 minus ours, which rounds.
-            numbers = None not in (a, b)
-            if not (math.isclose(a, b, abs_tol=1e-12) if numbers else a == b):
-                found.append(f"{name} {a} and {b}")
-        return found
-
-
-class _Part(NamedTuple):
-    """A weight of a Keras layer, and where it is in the other framework.
-
-    Attributes:
-        leaf: its name there.
-        variable: the Keras variable.
-        leave: a function from Keras's array to the other one's.
-        enter: the function back.
-    """
-
-    leaf: str
-    variable: Any
-    leave: Any = np.asarray
-    enter: Any = np.asarray
-
-
-class _Torch:
-    """Modules and state dictionaries."""
-
-    library, says_settings = "PyTorch", True
-    gamma, beta, mean, variance = "weight", "bias", "running_mean", "running_var"
-    kernel = "weight"
-    defaults = MappingProxyType({"epsilon": 1e-5, "momentum": 0.9})
-    has = "unbiased_moving_variance=True"
-
-    def __init__(self, source, given):
-        self.module = source if hasattr(source, "get_submodule") else None
-        self.given = {**self.defaults, **given}
-        self.says_settings = self.module is not None
-        self.tensors = dict(source.state_dict() if self.says_settings else source)
-        if given and self.module is not None:
-            raise _says_itself(given)
-
-    def leaves(self, name):
-        """Tensors by their names in a module."""
-        prefix = f"{name}." if name else ""
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self.tensors.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
-
-    def check(self, name, layer):
-        """Checks that a module, if it is one, is of the layer's kind."""
-        if self.module is None:
-            return
-        nn, module = _imported("torch", "torch").nn, self.module.get_submodule(name)
-        n = 0 if layer is None or _is_norm(layer) else len(layer.kernel.shape) - 2
-        if layer is None or _is_norm(layer):
-            kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-        elif isinstance(layer, layers.Dense):
-            kinds = (nn.Linear,)
-        elif isinstance(layer, _TRANSPOSED):
-            kinds = (getattr(nn, f"ConvTranspose{n}d"),)
-        else:
-            kinds = (getattr(nn, f"Conv{n}d"),)
-        _raise_unless_of_kind(self, name, module, kinds)
-        if n > 0:
-            theirs = (*module.stride, *module.dilation)
-            ours = (*layer.strides, *layer.dilation_rate)
-            if theirs != ours:
-                raise ValueError(
-                    "Strides and dilations differ. Received: "
-                    f"{name!r} with {theirs} and {layer.name!r} with {ours}. Map "
-                    "convolutions that are the same."
-                )
-
-    def settings(self, name):
-        if self.module is None:
-            return _Settings(self.given["epsilon"], self.given["momentum"], True)
-        module = self.module.get_submodule(name)
-        momentum = None if module.momentum is None else _complement(module.momentum)
-        return _Settings(module.eps, momentum, True)
-
-    def arguments(self, name):
-        """Arguments of a new layer, beside its settings, and the inputs' rank."""
-        rank, more = 2, {}
-        if self.module is not None:
-            kind = type(self.module.get_submodule(name)).__name__
-            # SyncBatchNorm takes any rank.
-            rank = next((n + 2 for n in (2, 3) if kind.endswith(f"{n}d")), 2)
-            if "Sync" in kind:
-                more["synchronized"] = True
-        return more, rank
-
-    @staticmethod
-    def kernels(layer):
-        """Functions from and to Keras's kernels, for those that PyTorch has."""
-        n = len(layer.kernel.shape) - 2
-        if isinstance(layer, _DEPTHWISE):
-
-            def leave(kernel):
-                flat = kernel.reshape(*kernel.shape[:-2], -1)
-                return np.moveaxis(flat, -1, 0)[:, None]
-
-            def enter(weight):
-                shape = (*weight.shape[2:], *layer.kernel.shape[-2:])
-                return np.moveaxis(weight[:, 0], 0, -1).reshape(shape)
-
-            return leave, enter
-        # Input and output channels are the last in Keras, and the first in PyTorch, in
-        # the other order; those of transposed convolutions are swapped in both.
-        return (
-            lambda kernel: kernel.transpose(n + 1, n, *range(n)),
-            lambda weight: weight.transpose(*range(2, n + 2), 1, 0),
-        )
-
-    def write(self, tensor, value):
-        torch = _imported("torch", "torch")
-        with torch.no_grad():
-            tensor.copy_(torch.from_numpy(np.array(value)))
-
-
-class _NNX:
-    """Objects of NNX."""
-
-    library, says_settings = "Flax", True
-    gamma, beta, mean, variance = "scale", "bias", "mean", "var"
-    kernel = "kernel"
-    defaults = MappingProxyType({"epsilon": 1e-5, "momentum": 0.99})
-    has = "unbiased_moving_variance=False"
-
-    def __init__(self, source, given):
-        self.source = source
-        if given:
-            raise _says_itself(given)
-
-    def _reach(self, name):
-        found = self.source
-        for key in name.split(".") if name else ():
-            try:
-                found = found[int(key)] if key.isdigit() else getattr(found, key)
-            except (AttributeError, IndexError, TypeError):
-                return None
-        return found
-
-    def leaves(self, name):
-        found = self._reach(name)
-        kinds = (self.gamma, self.beta, self.mean, self.variance, self.kernel)
-        pairs = {leaf: getattr(found, leaf, None) for leaf in kinds}
-        # Numbers and functions of these names aren't weights.
-        return {k: v for k, v in pairs.items() if hasattr(v, "shape")}
-
-    def check(self, name, layer):
-        """Checks that an object is of the layer's kind."""
-        nnx, module = _imported("flax.nnx", "flax"), self._reach(name)
-        if layer is None or _is_norm(layer):
-            kinds = (nnx.BatchNorm,)
-        else:
-            kinds = (nnx.Linear,) if isinstance(layer, layers.Dense) else (nnx.Conv,)
-        _raise_unless_of_kind(self, name, module, kinds)
-
-    def settings(self, name):
-        module = self._reach(name)
-        return _Settings(module.epsilon, module.momentum, False)
-
-    def arguments(self, name):
-        module = self._reach(name)
-        return _flax_placement(module), 2
-
-    @staticmethod
-    def kernels(layer):
-        if isinstance(layer, _TRANSPOSED):
-            # Flax's flip the kernel, or don't, by an argument.
-            raise _unsupported(layer, "Flax")
-        if isinstance(layer, _DEPTHWISE):
-            shape = tuple(layer.kernel.shape)
-            return (
-                lambda kernel: kernel.reshape(*shape[:-2], 1, -1),
-                lambda weight: weight.reshape(shape),
-            )
-        return np.asarray, np.asarray
-
-    def write(self, variable, value):
-        variable[...] = _imported("jax.numpy", "jax").asarray(value)
-
-
-class _Linen(_NNX):
-    """Variables of linen, and a single layer's module."""
-
-    def __init__(self, variables, given, module=None):
-        self.variables, self.module = variables, module
-        self.says_settings = module is not None
-        self.given = {**self.defaults, **given}
-        if given and module is not None:
-            raise _says_itself(given)
-
-    def leaves(self, name):
-        found = {}
-        for tree in (self.variables.get(k, {}) for k in ("params", "batch_stats")):
-            for key in name.split(".") if name else ():
-                tree = tree.get(key, {})
-            found.update({k: v for k, v in tree.items() if not isinstance(v, Mapping)})
-        return found
-
-    def check(self, name, layer):
-        if self.module is not None:
-            kinds = (_imported("flax.linen", "flax").BatchNorm,)
-            _raise_unless_of_kind(self, name, self.module, kinds)
-
-    def settings(self, name):
-        if self.module is not None:
-            return _Settings(self.module.epsilon, self.module.momentum, False)
-        return _Settings(self.given["epsilon"], self.given["momentum"], False)
-
-    def arguments(self, name):
-        return {} if self.module is None else _flax_placement(self.module), 2
-
-    def write(self, array, value):
-        array[...] = value
-
-
-def _arrays(tree):
-    """A copy of nested variables, as arrays that can be written to."""
-    return {
-        key: _arrays(value) if isinstance(value, Mapping) else np.array(value)
-        for key, value in tree.items()
-    }
-
-
-def _is_norm(layer):
-    return isinstance(layer, keras.layers.BatchNormalization)
-
-
-def _raise_unless_of_kind(other, name, module, kinds):
-    if not isinstance(module, kinds):
-        raise ValueError(
-            f"{other.library}'s module is of another kind than Keras's layer. "
-            f"Received: {name!r} of {type(module).__name__}. It has to be of "
-            f"{' or '.join(kind.__name__ for kind in kinds)}."
-        )
-
-
-def _torch(source, arguments):
-    if isinstance(source, keras.Layer) or not (
-        hasattr(source, "get_submodule") or isinstance(source, Mapping)
-    ):
-        raise ValueError(
-            "PyTorch's side has to be a torch.nn.Module, or a state dictionary. "
-            f"Received: {source!r}. Pass Keras's side as the other argument."
-        )
-    return _Torch(source, _given(arguments))
-
-
-def _flax(source, arguments):
-    given = _given(arguments)
-    if isinstance(source, Mapping):
-        return _Linen(source, given)
-    if isinstance(source, tuple) and len(source) == 2:
-        return _Linen(source[1], given, source[0])
-    return _NNX(source, given)
-
-
-def _given(arguments):
-    return {k: v for k, v in arguments.items() if k in ("epsilon", "momentum")}
-
-
-def _says_itself(given):
-    return ValueError(
-        "The source says its epsilon and momentum itself. "
-        f"Received: {', '.join(f'{k}={v}' for k, v in given.items())}. Leave them out."
-    )
-
-
-def _flax_placement(module):
-    """Arguments of a new layer that Flax's says."""
-    if module.axis_index_groups is not None:
-        raise ValueError(
-            "Groups of replicas can't be taken from Flax. "
-            f"Received: axis_index_groups={module.axis_index_groups}. Make the layer "
-            "without them, and pass `synchronized=` the size of the groups."
-        )
-    more = {"axis": module.axis}
-    if module.axis_name is not None:
-        more.update(axis_name=module.axis_name, synchronized=True)
-    return more
-
-
-def _flax_arguments(layer):
-    return {
-        "axis": layer.axis,
-        "momentum": layer.momentum,
-        "epsilon": layer.epsilon,
-        "use_bias": layer.center,
-        "use_scale": layer.scale,
-        "axis_name": getattr(layer, "axis_name", None),
-    }
-
-
-def _read(other, target, names, arguments):
+def _read(library, source, target, names, arguments):
     """Sets the weights of a new layer, or of a target."""
+    given, more = {}, {}
+    for name, value in arguments.items():
+        (given if name in ("epsilon", "momentum") else more)[name] = value
+    other = library(source, given)
     if target is None:
         if names is not None:
             raise ValueError(
                 "Names need a model to name layers of. "
                 f"Received: names={names!r} without a target. Pass the Keras model."
             )
-        target = _new_keras(other, arguments)
-        _enter_keras(other, [("", target)])
-        return target
-    unknown = set(arguments) - {"epsilon", "momentum"}
-    if unknown:
-        raise ValueError(
-            "A target has its arguments already. "
-            f"Received: {sorted(unknown)}. Pass them to `keras_bnx.convert`."
-        )
-    _enter_keras(other, _pairs(target, names))
+        target = _new_layer(other, more)
+        pairs = [("", target)]
+    else:
+        if more:
+            raise ValueError(
+                "A target has its arguments already. "
+                f"Received: {sorted(more)}. Pass them to `keras_bnx.convert`."
+            )
+        pairs = _pairs(target, names)
+    _enter(other, pairs)
     return target
 
 
-def _new_keras(other, arguments):
+def _new_layer(other, more):
+    """A layer of the other side's settings, whose weights aren't set yet."""
     other.check("", None)
     values = other.leaves("")
     if other.mean not in values or other.variance not in values:
@@ -605,8 +282,8 @@ def _new_keras(other, arguments):
             f"{other.variance!r}; for a whole model pass `target` and `names`."
         )
     settings = other.settings("")
-    more, rank = other.arguments("")
-    mean = _to_numpy(values[other.mean])
+    arguments, rank = other.arguments()
+    mean = other.read(values[other.mean])
     config = {
         "epsilon": settings.epsilon,
         "momentum": settings.momentum,
@@ -614,8 +291,8 @@ def _new_keras(other, arguments):
         "center": other.beta in values,
         "scale": other.gamma in values,
         "dtype": "float64" if mean.dtype == np.float64 else None,
-        **more,
         **arguments,
+        **more,
     }
     layer = BatchNormalization(**config)
     axes = np.atleast_1d(layer.axis)
@@ -631,41 +308,34 @@ def _new_keras(other, arguments):
     return layer
 
 
-def _enter_keras(other, pairs):
-    """Compares all first, then sets the weights, and reads them again."""
+def _enter(other, pairs):
+    """Sets weights of Keras's side, all or none."""
     found, counts = [], []
     for name, layer in pairs:
-        values = other.leaves(name)
-        if not values:
-            raise _unknown(other, name)
-        other.check(name, layer)
-        count = values.pop("num_batches_tracked", None)
-        if _is_norm(layer):
+        parts, weights = other.parts(layer), _weights(other, name, layer)
+        count = weights.pop(other.count, None)
+        if is_norm(layer):
             _raise_if_different(other, name, layer)
             counts.append((layer, 0 if count is None else int(count)))
-        parts = _parts(layer, other)
-        _raise_unless_same_leaves(other, name, layer, parts, values)
-        for part in parts:
-            array = part.enter(_to_numpy(values[part.leaf]))
-            _raise_unless_it_fits(name, part, array)
-            # A copy: JAX may keep the array itself, which the source goes on using.
-            found.append((part.variable, np.array(array, str(part.variable.dtype))))
+        ours = [part.leaf for part in parts]
+        _raise_unless_same_leaves(other, name, layer, weights, ours)
+        for leaf, variable, _, enter in parts:
+            array, where = enter(other.read(weights[leaf])), f"{name}.{leaf}"
+            if tuple(variable.shape) != array.shape:
+                raise ValueError(
+                    f"A weight has another shape. Received: {where}, in Keras's order "
+                    f"{array.shape}, for {variable.path!r} of {tuple(variable.shape)}. "
+                    "Map layers of the same size."
+                )
+            kept = _unrounded(where, array, str(variable.dtype))
+            found.append((variable.path, variable, kept))
     touched = [variable for _, layer in pairs for variable in layer.variables]
-    before = [np.array(ops.convert_to_numpy(variable)) for variable in touched]
-    try:
-        for variable, array in found:
+    read, write = ops.convert_to_numpy, keras.Variable.assign
+    with _all_or_none(found, touched, read, write):
+        for _, variable, array in found:
             variable.assign(array)
         for layer, count in counts:
             _continue(layer, count)
-        for variable, array in found:
-            if not np.array_equal(
-                ops.convert_to_numpy(variable), array, equal_nan=True
-            ):
-                raise _unequal(variable.path)
-    except Exception:
-        for variable, value in zip(touched, before, strict=True):
-            variable.assign(value)
-        raise
 
 
 def _continue(layer, count):
@@ -680,100 +350,48 @@ def _continue(layer, count):
             updates.assign(ops.full_like(updates.value, count))
 
 
-def _write(other, pairs, target):
-    """Sets the weights of a target, all or none."""
+def _write(other, pairs):
+    """Sets weights of the other side, all or none."""
     found = []
-    for name, values, layer in _leave_keras(pairs, other):
-        tensors = other.leaves(name)
-        if not tensors:
-            raise _unknown(other, name)
-        other.check(name, layer)
-        if _is_norm(layer):
-            if layer.momentum is not None or "num_batches_tracked" not in tensors:
-                # It means nothing then. Theirs goes on counting.
-                values.pop("num_batches_tracked", None)
-                tensors.pop("num_batches_tracked", None)
-            if other.says_settings:
-                _raise_if_different(other, name, layer)
-        if set(tensors) != set(values):
-            raise _other_leaves(other, name, layer, tensors, values)
-        for leaf, value in values.items():
-            if tuple(tensors[leaf].shape) != value.shape:
-                raise ValueError(
-                    f"{other.library}'s weight has another shape. Received: "
-                    f"{name}.{leaf} of {tuple(tensors[leaf].shape)} for {layer.name!r} "
-                    f"with {value.shape}. Map layers of the same size."
-                )
-            kept = value.astype(_to_numpy(tensors[leaf]).dtype)
-            if not np.array_equal(kept, value, equal_nan=True):
-                raise _rounded(f"{name}.{leaf}", kept.dtype)
-            found.append((tensors[leaf], value, np.array(_to_numpy(tensors[leaf]))))
-    try:
-        for tensor, value, _ in found:
-            other.write(tensor, value)
-        for tensor, value, _ in found:
-            if not np.array_equal(_to_numpy(tensor), value, equal_nan=True):
-                raise _unequal(type(tensor).__name__)
-    except Exception:
-        for tensor, _, before in found:
-            other.write(tensor, before)
-        raise
-    return target
-
-
-def _leave_keras(pairs, other):
-    """Yields each name, arrays by their leaves, and the layer."""
     for name, layer in pairs:
-        values = {
-            part.leaf: np.array(part.leave(_array(part.variable)))
-            for part in _parts(layer, other)
-        }
-        if _is_norm(layer):
-            _raise_if_it_lacks(other, layer)
-            if other.library == "PyTorch":
-                values["num_batches_tracked"] = np.array(_count(layer), "int64")
-        yield name, values, layer
+        values = _leave(layer, other)
+        weights = _weights(other, name, layer)
+        if is_norm(layer):
+            if layer.momentum is not None or other.count not in weights:
+                # It means nothing then. Theirs goes on counting.
+                values.pop(other.count, None)
+                weights.pop(other.count, None)
+            # Arrays alone don't say them.
+            if other.module is not None:
+                _raise_if_different(other, name, layer)
+        _raise_unless_same_leaves(other, name, layer, weights, values)
+        for leaf, value in values.items():
+            weight, where = weights[leaf], f"{name}.{leaf}"
+            if tuple(weight.shape) != value.shape:
+                raise ValueError(
+                    f"{other.library}'s weight has another shape. Received: {where} of "
+                    f"{tuple(weight.shape)} for {layer.name!r} with {value.shape}. Map "
+                    "layers of the same size."
+                )
+            kept = _unrounded(where, value, str(other.read(weight).dtype))
+            found.append((where, weight, kept))
+    touched = [weight for _, weight, _ in found]
+    with _all_or_none(found, touched, other.read, other.write):
+        for _, weight, value in found:
+            other.write(weight, value)
 
 
-def _raise_if_it_lacks(other, layer):
-    if lacks := _lacks(layer, other):
-        raise ValueError(
-            f"{other.library}'s batch normalization can't express the layer. Received: "
-            f"{layer.name!r} with {', '.join(lacks)}. Change it by "
-            "`keras_bnx.convert(model, argument=value)` first; "
-            f"{other.library}'s has {other.has}."
-        )
-
-
-def _lacks(layer, other):
-    """What another library's layer lacks of one of Keras's or ours."""
-    on = {
-        name: getattr(layer, name, None)
-        for name in ("renorm", "virtual_batch_size", "debias_moving_statistics")
+def _leave(layer, other):
+    """Arrays of a layer's weights, by the other side's names."""
+    values = {
+        part.leaf: np.array(part.leave(_array(part.variable)))
+        for part in other.parts(layer)
     }
-    found = [f"{name}={value}" for name, value in on.items() if value]
-    unbiased = _settings(layer).unbiased
-    if unbiased != (other.library == "PyTorch"):
-        found.append(f"unbiased_moving_variance={unbiased}")
-    if not isinstance(layer.axis, int):
-        found.append(f"axis={layer.axis}")
-    # True is an integer, too.
-    if layer.synchronized not in (False, True):
-        found.append(f"synchronized={layer.synchronized}")
-    if getattr(layer, "frozen", ()):
-        found.append(f"frozen={layer.frozen}")
-    if activation_of(layer) is not None:
-        found.append(f"activation={layer.get_config()['activation']}")
-    if other.library == "Flax" and layer.momentum is None:
-        found.append("momentum=None")
-    if other.library == "PyTorch" and layer.center and not layer.scale:
-        found.append("scale=False and center=True")
-    return found
-
-
-def _settings(layer):
-    unbiased = getattr(layer, "unbiased_moving_variance", False)
-    return _Settings(layer.epsilon, layer.momentum, unbiased)
+    if is_norm(layer):
+        other.raise_if_it_lacks(layer)
+        if other.count:
+            values[other.count] = np.array(_count(layer), "int64")
+    return values
 
 
 def _count(layer):
@@ -794,31 +412,6 @@ def _count(layer):
     return int(counts.pop())
 
 
-def _parts(layer, other):
-    if not layer.built:
-        raise ValueError(
-            "A layer has no weights before it is built. "
-            f"Received: {layer.name!r}. Call the model, or build it, first."
-        )
-    if _is_norm(layer):
-        leaves = {
-            other.gamma: layer.gamma,
-            other.beta: layer.beta,
-            other.mean: layer.moving_mean,
-            other.variance: layer.moving_variance,
-        }
-        return [_Part(leaf, v) for leaf, v in leaves.items() if v is not None]
-    if not isinstance(layer, (*_KERNELS, *_DEPTHWISE, *_TRANSPOSED)):
-        raise _unsupported(layer, other.library)
-    if isinstance(layer, _TRANSPOSED) and getattr(layer, "groups", 1) != 1:
-        raise _unsupported(layer, other.library)
-    leave, enter = other.kernels(layer)
-    parts = [_Part(other.kernel, layer.kernel, leave, enter)]
-    if layer.bias is not None:
-        parts.append(_Part("bias", layer.bias))
-    return parts
-
-
 def _pairs(model, names):
     """Names on the other side and Keras layers, each found and of one side only."""
     if not isinstance(model, keras.Layer):
@@ -827,7 +420,7 @@ def _pairs(model, names):
             f"Received: {model!r}. Pass the other side as the other argument."
         )
     if names is None:
-        if _is_norm(model):
+        if is_norm(model):
             return [("", model)]
         raise ValueError(
             "For a whole model the layers have to be named. "
@@ -855,38 +448,20 @@ def _pairs(model, names):
     return pairs
 
 
-def _new_torch(layer):
-    _raise_if_it_lacks(_Torch, layer)
-    nn = _imported("torch", "torch").nn
-    shape = (layer.get_build_config() or {}).get("input_shape", ())
-    by_rank = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-    kind = by_rank.get(len(shape), nn.BatchNorm1d)
-    module = (nn.SyncBatchNorm if layer.synchronized else kind)(
-        layer.moving_mean.shape[0],
-        eps=layer.epsilon,
-        momentum=None if layer.momentum is None else _complement(layer.momentum),
-        affine=layer.center or layer.scale,
-    )
-    if not layer.center:
-        module.bias = None
-    return module.double() if layer.variable_dtype == "float64" else module
-
-
-def _new_nnx(layer):
-    _raise_if_it_lacks(_NNX, layer)
-    nnx = _imported("flax.nnx", "flax")
-    size = layer.moving_mean.shape[0]
-    return nnx.BatchNorm(size, rngs=nnx.Rngs(0), **_flax_arguments(layer))
-
-
-def _complement(momentum):
-    """1 minus a momentum: PyTorch's from Keras's, or back."""
-    # Without the subtraction's rounding of 1e-16, so that 0.1 comes back as 0.1.
-    return round(1.0 - momentum, 15)
+def _weights(other, name, layer):
+    """The weights of a name, which have to be of the layer's kind."""
+    weights = other.leaves(name)
+    if not weights:
+        raise ValueError(
+            f"{other.library} has no weights of this name. "
+            f"Received: {name!r}. Correct the key of `names`."
+        )
+    other.check(name, layer)
+    return weights
 
 
 def _raise_if_different(other, name, layer):
-    theirs, ours = other.settings(name), _settings(layer)
+    theirs, ours = other.settings(name), Settings.of(layer)
     found = theirs.differences(ours)
     if found:
         raise ValueError(
@@ -898,62 +473,49 @@ def _raise_if_different(other, name, layer):
         )
 
 
-def _raise_unless_same_leaves(other, name, layer, parts, values):
-    if {part.leaf for part in parts} != set(values):
-        raise _other_leaves(other, name, layer, values, [part.leaf for part in parts])
-
-
-def _unknown(other, name):
-    return ValueError(
-        f"{other.library} has no weights of this name. "
-        f"Received: {name!r}. Correct the key of `names`."
-    )
-
-
-def _other_leaves(other, name, layer, theirs, ours):
-    return ValueError(
-        f"{other.library} and Keras have other weights. Received: {name!r} with "
-        f"{sorted(theirs)} for {layer.name!r}, which takes {sorted(ours)}. Map layers "
-        "of the same kind, and give both a bias (`center`, `scale`), or none."
-    )
-
-
-def _raise_unless_it_fits(name, part, array):
-    variable = part.variable
-    if tuple(variable.shape) != array.shape:
+def _raise_unless_same_leaves(other, name, layer, theirs, ours):
+    if set(theirs) != set(ours):
         raise ValueError(
-            f"A weight has another shape. Received: {name}.{part.leaf}, in Keras's "
-            f"order {array.shape}, for {variable.path!r} of {tuple(variable.shape)}. "
-            "Map layers of the same size."
+            f"{other.library} and Keras have other weights. Received: {name!r} with "
+            f"{sorted(theirs)} for {layer.name!r}, which takes {sorted(ours)}. Map "
+            "layers of the same kind, and give both a bias (`center`, `scale`), or "
+            "none."
         )
-    if str(variable.dtype) == "bfloat16":
-        raise _rounded(f"{name}.{part.leaf}", variable.dtype)
-    kept = array.astype(str(variable.dtype))
-    if not np.array_equal(kept, array, equal_nan=True):
-        raise _rounded(f"{name}.{part.leaf}", variable.dtype)
 
 
-def _rounded(name, dtype):
-    return ValueError(
-        "A weight would be rounded. "
-        f"Received: {name} for weights of {dtype}. Make the other layer with a wider "
-        "`dtype`, or round the weights yourself before."
-    )
+def _unrounded(where, array, dtype):
+    """An array in the dtype of a weight, which has to hold it exactly.
+
+    It is a copy: JAX may keep the array itself, which the source goes on using.
+    """
+    # NumPy has no bfloat16.
+    kept = None if dtype == "bfloat16" else array.astype(dtype)
+    if kept is None or not np.array_equal(kept, array, equal_nan=True):
+        raise ValueError(
+            "A weight would be rounded. "
+            f"Received: {where} for weights of {dtype}. Make the other layer with a "
+            "wider `dtype`, or round the weights yourself before."
+        )
+    return kept
 
 
-def _unequal(name):
-    return ValueError(
-        "What was set isn't what is read afterwards, and all was put back. "
-        f"Received: {name}. Look for a constraint or a layer that shares the weight."
-    )
-
-
-def _unsupported(layer, library):
-    return ValueError(
-        f"Weights of this layer can't be exchanged with {library}. "
-        f"Received: {layer.name!r} of {type(layer).__name__}. Leave it out of `names`, "
-        "and set its weights by `layer.set_weights`."
-    )
+@contextlib.contextmanager
+def _all_or_none(found, touched, read, write):
+    """Reads what was set, and puts back all that was touched if anything failed."""
+    before = [np.array(read(place)) for place in touched]
+    try:
+        yield
+        for where, place, value in found:
+            if not np.array_equal(read(place), value, equal_nan=True):
+                raise ValueError(
+                    "What was set isn't what is read afterwards, and all was put back. "
+                    f"Received: {where}. Look for a constraint or a layer that shares "
+                    "the weight."
+                )
+    except Exception:
+        for place, value in zip(touched, before, strict=True):
+            write(place, value)
+        raise
 
 
 def _check_kind(kind, kinds):
@@ -964,34 +526,8 @@ def _check_kind(kind, kinds):
         )
 
 
-def _collection(leaf):
-    return "batch_stats" if leaf in ("mean", "var") else "params"
-
-
-def _imported(name, package):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"This needs {package}, which isn't installed. Received: {error}. "
-            f"Install {package}, or ask for arrays by `kind`."
-        ) from error
-
-
 def _array(variable):
     """The value of a Keras variable; NumPy has no bfloat16."""
     narrow = str(variable.dtype) in ("bfloat16", "float16")
     value = ops.cast(variable.value, "float32") if narrow else variable.value
     return ops.convert_to_numpy(value)
-
-
-def _to_numpy(value):
-    """An array; of 16 bits as float32, which holds them exactly."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) in ("torch.bfloat16", "torch.float16"):
-            value = value.float()
-        return value.numpy()
-    # Variables of NNX are read by an index.
-    value = np.asarray(value[...] if hasattr(value, "set_metadata") else value)
-    return value.astype("float32") if value.dtype.itemsize == 2 else value

@@ -18,12 +18,11 @@ import keras
 import numpy as np
 import replicas
 from combinations import oracle_of
-from comparison import gradient_tolerances, largest_kappa, make, tensor
+from comparison import gradient_tolerances, largest_kappa, make, second_order, tensor
 from frameworks import (
     compiled,
     float64_enabled,
     functional,
-    hessian_vector_product,
     one_step,
     require,
     statistics,
@@ -125,15 +124,12 @@ def compare_statistics(findings, layer, state, **tolerance):
 
 def as_the_oracle(findings, cls, case, training=True):
     """A case of `cases.py`: outputs, gradients and moving statistics."""
-    wide = "float64" if case.dtype == "float64" else "float32"
+    wide = case.wide
     context = float64_enabled() if wide == "float64" else contextlib.nullcontext()
     with context:
-        layer, x = make(case, cls), case.inputs()
+        layer, x, dy = make(case, cls), case.inputs(), case.upstream()
         mask, weights = case.weights()
         state, arguments = oracle_of(layer)
-        dy = np.random.default_rng(5).normal(size=case.shape)
-        if case.mixed:
-            dy = np.round(dy * 16) / 16  # which 16 bits hold
         step = reference.batch_normalization(
             x, state, arguments, weights=weights, training=training
         )
@@ -485,21 +481,7 @@ def has_second_derivatives(findings, cls, shape, **arguments):
     require("gradients")
     with float64_enabled():
         layer = built(cls, shape, dtype="float64", **arguments)
-        x, dy, vector = np.random.default_rng(0).normal(size=(3, *shape))
-        apply = functional(layer)
-
-        def loss(x):
-            y = apply(x)
-            return ops.sum(ops.convert_to_tensor(dy) * y * y)
-
-        found = hessian_vector_product(loss, x, vector)
-
-    def gradient(x):
-        step = oracle(layer, x)
-        return reference.gradients(step, 2 * dy * step.y, x)[0]
-
-    h = 1e-5
-    expected = (gradient(x + h * vector) - gradient(x - h * vector)) / (2 * h)
+        found, expected = second_order(layer, shape)
     # Central differences of float64 gradients.
     findings.near(
         "Hessian times a vector", found, expected, 1e-6 + 1e-6 * abs(expected)

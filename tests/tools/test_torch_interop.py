@@ -160,6 +160,13 @@ def test_linear_layers_compute_what_their_modules_do(kind):
     assert torch.equal(module.weight, before)
 
 
+def test_a_layer_without_weights_is_named():
+    model = keras.Sequential([keras.Input((4,)), layers.Flatten(name="culprit")])
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"can't be exchanged.*culprit.*Flatten"):
+        interop.from_torch(module, model, {"0": "culprit"})
+
+
 class Block(torch.nn.Module):
     """A residual block, with a projection where the size changes."""
 
