@@ -73,8 +73,6 @@ def copy_weights(old, new, leave_out=()):
 
 def copy_own(old, new):
     """Gives a layer what a file has of another one itself, without its layers'."""
-    if not old.built:
-        return
     store = {}
     old.save_own_variables(store)
     # Copies: JAX would keep the arrays themselves, and Keras donates them.

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from frameworks import to_numpy
 
 from keras_bnx import BatchNormalization
 
@@ -41,13 +42,15 @@ def inputs_of_normalizations(model, batches):
     for x in batches:
         x = x.astype("float64")
         for layer in model.layers:
-            weights = [np.asarray(w, "float64") for w in layer.get_weights()]
+            weights = {
+                w.name: to_numpy(w.value).astype("float64") for w in layer.weights
+            }
             if isinstance(layer, keras.layers.Dense):
-                x = x @ weights[0] + (weights[1] if len(weights) > 1 else 0.0)
+                x = x @ weights["kernel"] + weights.get("bias", 0.0)
             elif isinstance(layer, KERAS):
                 seen.setdefault(layer.name, []).append(x)
                 x_hat = (x - x.mean(0)) / np.sqrt(x.var(0) + layer.epsilon)
-                x = weights[0] * x_hat + weights[1]
+                x = weights.get("gamma", 1.0) * x_hat + weights.get("beta", 0.0)
             elif isinstance(layer, keras.layers.ReLU):
                 x = np.maximum(x, 0.0)
     return [np.concatenate(parts) for parts in seen.values()]

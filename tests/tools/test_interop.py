@@ -4,6 +4,7 @@ What needs the other frameworks is in `test_torch_interop.py`, `test_jax_interop
 """
 
 import doctest
+import sys
 
 import keras
 import numpy as np
@@ -289,6 +290,7 @@ def test_settings_that_differ_are_named(arguments, given, match):
         ({"synchronized": 2}, "torch", "synchronized=2"),
         ({"scale": False}, "torch", "scale=False and center=True"),
         ({"unbiased_moving_variance": False}, "torch", "unbiased_moving_variance=F"),
+        ({"activation": "relu"}, "torch", "activation=relu"),
         ({}, "flax", "unbiased_moving_variance=True"),
         ({"unbiased_moving_variance": False, "momentum": None}, "flax", "momentum"),
     ],
@@ -305,6 +307,46 @@ def test_what_the_other_side_lacks_is_named(arguments, to, match):
             interop.to_flax(layer, kind="variables")
 
 
+def test_frozen_halves_and_counts_of_channels_stay_here():
+    layer = BatchNormalization(unbiased_moving_variance=True, name="culprit")
+    layer.build((None, 3))
+    layer.freeze(affine=False)
+    with pytest.raises(ValueError, match=r"culprit.*frozen=\('statistics',\)"):
+        interop.to_torch(layer, kind="state_dict")
+    layer = BatchNormalization(
+        momentum=None, unbiased_moving_variance=True, name="culprit"
+    )
+    layer.build((None, 3))
+    layer.history.mean_updates.assign([1.0, 2.0, 2.0])
+    with pytest.raises(ValueError, match=r"culprit.*seen \[0.0, 1.0, 2.0\]"):
+        interop.to_torch(layer, kind="state_dict")
+
+
+def test_kerass_own_layer_takes_weights_of_its_divisor():
+    model = randomized(network(layers.BatchNormalization))
+    variables = interop.to_flax(model, names=FLAX)
+    target = network(layers.BatchNormalization)
+    interop.from_flax(variables, target, FLAX, epsilon=1e-5, momentum=0.9)
+    for name in ("conv", "norm"):
+        kept, taken = (each.get_layer(name).weights for each in (model, target))
+        for a, b in zip(kept, taken, strict=True):
+            np.testing.assert_array_equal(to_numpy(b), to_numpy(a))
+
+
+def test_transposed_convolutions_are_not_flaxs():
+    layer = layers.Conv2DTranspose(2, 3, name="culprit")
+    model = keras.Sequential([keras.Input((4, 4, 3)), layer])
+    with pytest.raises(ValueError, match=r"exchanged with Flax.*culprit"):
+        interop.to_flax(model, names={"A": "culprit"}, kind="variables")
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    layer = interop.from_torch(state())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match="Install torch"):
+        interop.to_torch(layer)
+
+
 def test_wrong_calls_say_what_to_do():
     layer, model = interop.from_torch(state()), network()
     with pytest.raises(ValueError, match="names=None"):
@@ -315,6 +357,10 @@ def test_wrong_calls_say_what_to_do():
         interop.from_torch(state(), names=TORCH)
     with pytest.raises(ValueError, match="has to be a torch"):
         interop.from_torch(layer)
+    with pytest.raises(ValueError, match="A target has to be a torch"):
+        interop.to_torch(layer, target=state())
+    with pytest.raises(ValueError, match="A single channel axis"):
+        interop.from_torch(state(), axis=(1, 2))
     with pytest.raises(ValueError, match=r"\['synchronized'\]"):
         interop.from_torch(state(), layer, synchronized=True)
     with pytest.raises(ValueError, match="kind='modul'"):

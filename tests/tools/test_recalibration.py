@@ -92,6 +92,15 @@ def test_float64_layers_have_float64_statistics(cls, float64):
     np.testing.assert_allclose(moving(layer)[1], x.var(0), rtol=1e-13)
 
 
+@pytest.mark.parametrize("arguments", [{"scale": False}, {"center": False}])
+def test_layers_without_gamma_or_beta_have_successors(arguments):
+    model = chain(BatchNormalization, **arguments)
+    recalibrate(model, X, batch_size=32, verbose=0)
+    expected = inputs_of_normalizations(model, BATCHES)
+    for layer, seen in zip((model.layers[1], model.layers[5]), expected, strict=True):
+        np.testing.assert_allclose(moving(layer)[0], seen.mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_the_divisor_is_the_layers():
     layer, model = alone(BatchNormalization, unbiased_moving_variance=True)
     recalibrate(model, X[:5], batch_size=2, verbose=0)
