@@ -310,15 +310,6 @@ def test_what_is_harmless_in_our_layer_is_no_error():
     assert "large-mean" not in [f.rule for f in check(model, X + 1e5)]
 
 
-def test_attention_hands_its_masks_on():
-    inputs = keras.Input((5,), dtype="int32")
-    x = layers.Embedding(9, 4, mask_zero=True)(inputs)
-    x = layers.MultiHeadAttention(2, 2)(x, x)
-    model = keras.Model(inputs, layers.Dense(2)(bn()(x)))
-    # It asks for more than a list of inputs and one of masks.
-    assert "mask-lost" not in [finding.rule for finding in check(model)]
-
-
 MASKED = np.random.default_rng(0).normal(size=(8, 5, 4)).astype("float32")
 
 

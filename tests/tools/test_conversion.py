@@ -506,11 +506,11 @@ def test_what_trains_in_layers_in_layers_is_kept():
 
 @keras.saving.register_keras_serializable("tests")
 class Twins(keras.layers.Layer):
-    """Two normalizations, which may be made one."""
+    """Two normalizations, which may be one; its config has each."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, first, second, **kwargs):
         super().__init__(**kwargs)
-        self.first, self.second = KERAS(name="twin_a"), KERAS(name="twin_b")
+        self.first, self.second = first, second
 
     def build(self, shape):
         for layer in {self.first, self.second}:
@@ -519,15 +519,26 @@ class Twins(keras.layers.Layer):
     def call(self, x, training=None):
         return self.second(self.first(x, training=training), training=training)
 
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        own = {name: serialize(getattr(self, name)) for name in ("first", "second")}
+        return {**super().get_config(), **own}
 
-def test_what_became_one_layer_stays_one():
-    twins = Twins()
-    twins.second = twins.first
-    model = keras.Sequential([keras.Input((3,)), twins, KERAS()])
+    @classmethod
+    def from_config(cls, config):
+        for name in ("first", "second"):
+            config[name] = keras.saving.deserialize_keras_object(config[name])
+        return cls(**config)
+
+
+def test_a_layer_that_is_two_arguments_stays_one():
+    layer = KERAS(momentum=0.5)
+    model = keras.Sequential([keras.Input((3,)), Twins(layer, layer), KERAS()])
     copy = convert(model)
     converted = copy.layers[0]
-    assert converted.second is converted.first is not twins.first
+    assert converted.second is converted.first is not layer
     assert type(converted.first) is BatchNormalization
+    assert paths(copy.weights) == paths(model.weights)
     x = X[:, 0]
     np.testing.assert_allclose(to_numpy(copy(x)), to_numpy(model(x)), rtol=1e-6)
 
