@@ -104,7 +104,7 @@ def others():
 
 
 def peak_memory(function):
-    """The bytes that a call takes at most, beyond what is taken before it.
+    """The most bytes that there are during a call: of all, not of the call alone.
 
     On an accelerator they are its allocator's, on a CPU the process's, which only
     Linux says.
@@ -118,11 +118,10 @@ def peak_memory(function):
         return peak
     # The allocator of C keeps what was freed in pieces; it gives it back when asked.
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
     # Sets the peak to what there is now, as `man 5 proc` has it.
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     function()
-    return _status("VmHWM") - before
+    return _status("VmHWM")
 
 
 def _status(field):

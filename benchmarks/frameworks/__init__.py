@@ -16,8 +16,8 @@ Every module provides the names in CONTRACT:
   backward pass, the input included where the backward pass reads it.
 - `model_bytes(model, x)`: the bytes of a model's training step that grow with the
   batch; `None` where the framework doesn't say.
-- `allocated_peak(function)`: the bytes that a call, made before already, allocates on
-  the accelerator at most, beyond what is there; `None` on a processor.
+- `allocated_peak(function)`: the most bytes that are allocated on the accelerator
+  during a call that was made before already; `None` on a processor.
 """
 
 import importlib

@@ -130,7 +130,6 @@ def model_bytes(model, x):
 def allocated_peak(function):
     if not accelerator():
         return None
-    before = tf.config.experimental.get_memory_info("GPU:0")["current"]
     tf.config.experimental.reset_memory_stats("GPU:0")
     function()
-    return tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
+    return tf.config.experimental.get_memory_info("GPU:0")["peak"]

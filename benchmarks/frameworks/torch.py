@@ -90,10 +90,9 @@ def model_bytes(model, x):
 def allocated_peak(function):
     if not torch.cuda.is_available():
         return None
-    before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     function()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated()
 
 
 def _kept(function, leave_out=()):
