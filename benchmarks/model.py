@@ -7,6 +7,7 @@ Keras's defaults: eager on PyTorch, `jax.jit` on JAX, XLA on TensorFlow.
 """
 
 import sys
+import time
 
 import keras
 import numpy as np
@@ -101,6 +102,13 @@ def measure(name, timing):
         functions["inference"][provider] = lambda m=model: m.predict_on_batch(x)
 
     for mode, compared in functions.items():
+        # What traces and compiles.
+        first = {}
+        for provider, function in compared.items():
+            start = time.perf_counter()
+            function()
+            frameworks.active().synchronize()
+            first[provider] = time.perf_counter() - start
         others = harness.others()
         samples = harness.interleave(
             compared, synchronize=frameworks.active().synchronize, **timing
@@ -112,6 +120,7 @@ def measure(name, timing):
             if provider in samples:
                 row |= harness.summary(samples[provider])
                 row |= {"rounds": len(samples[provider]), "others": taken}
+                row["first_s"] = first[provider]
             print(describe(row), flush=True)
             yield row
 
@@ -123,6 +132,7 @@ def describe(row):
         return f"{name} {row['status']}: {row['error']}"
     return (
         f"{name} {row['median_ms']:9.1f} ms [{row['p20_ms']:.1f}, {row['p80_ms']:.1f}]"
+        f", the first {row['first_s']:.1f} s"
     )
 
 

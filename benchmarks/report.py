@@ -27,7 +27,7 @@ HEADLINE_SHAPES = 5
 
 def read(output, name):
     """All rows of the files `<backend>-<name>.csv`; numbers as floats."""
-    numbers = ("_ms", "_gb_s", "kept", "others", "elements", "channels")
+    numbers = ("_ms", "_s", "_gb_s", "kept", "others", "elements", "channels")
 
     def value(column, text):
         return float(text) if text and column.endswith(numbers) else text
@@ -175,6 +175,10 @@ def models(rows):
                 "ours": time(ok.get("ours")),
                 "Keras": time(ok.get("keras")),
                 "ours / Keras": mean_ratio([ok], "ours", "keras"),
+                "the first, s: ours; Keras": "; ".join(
+                    figure(ok.get(name, {}), "first_s", ".1f")
+                    for name in ("ours", "keras")
+                ),
                 "others took": disturbance(case),
             }
         )
