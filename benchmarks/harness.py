@@ -9,12 +9,14 @@ of 0.19, and Keras's layer the same as before. `others` says how much they took.
 """
 
 import argparse
+import concurrent.futures
 import csv
 import ctypes
 import datetime
 import gc
 import importlib
 import math
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -101,6 +103,13 @@ def others():
         return max(0.0, 1 - ours / everything) if everything else 0.0
 
     return share
+
+
+def in_new_process(function, *arguments):
+    """Returns what a function returns in a process that has done nothing before."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as process:
+        return process.submit(function, *arguments).result()
 
 
 def peak_memory(function):

@@ -8,9 +8,6 @@ is compiled. Weights, gradients and compiled code are the same in both. `largest
 largest batch for which that fits in 8 GiB, by proportion.
 """
 
-import concurrent.futures
-import multiprocessing
-
 import keras
 import numpy as np
 
@@ -35,14 +32,11 @@ def step_peak(name, size, provider, batch):
 
 
 def measure(name, size, provider):
-    peaks = []
-    for batch in (BATCH, BATCH // 2):
-        # A process that has run another network keeps some of its memory.
-        with concurrent.futures.ProcessPoolExecutor(
-            1, mp_context=multiprocessing.get_context("spawn")
-        ) as process:
-            peak = process.submit(step_peak, name, size, provider, batch)
-            peaks.append(peak.result())
+    # A process that has run another network keeps some of its memory.
+    peaks = [
+        harness.in_new_process(step_peak, name, size, provider, batch)
+        for batch in (BATCH, BATCH // 2)
+    ]
     grows = 2 * (peaks[0] - peaks[1])
     print(f"{name:17} {size:4} {provider:6} {grows / 2**20:8.0f} MiB", flush=True)
     return {
