@@ -2,10 +2,10 @@
 
     KERAS_BACKEND=torch python -m benchmarks.peak [--quick] [--output DIR]
 
-What grows with the batch: twice the difference between the peaks of 32 and of 16
-images, each in a process of its own, in the third `train_on_batch`; by then everything
-is compiled. Weights, gradients and compiled code are the same in both. `largest` is the
-largest batch for which that fits in 8 GiB, by proportion.
+What grows with the batch, for 32 images: by the difference between the peaks of two
+batch sizes, each in a process of its own, in the third `train_on_batch`; by then
+everything is compiled. Weights, gradients and compiled code are the same in both.
+`largest` is the largest batch for which that fits in 8 GiB, by proportion.
 """
 
 import keras
@@ -15,7 +15,8 @@ from benchmarks import harness
 from benchmarks.activation import BATCH, MODELS, PROVIDERS
 from benchmarks.model import application
 
-SIZES = (64, 224)  # pixels
+# By the size of the images in pixels; what is small needs more of them to be seen.
+BATCHES = {64: (32, 96), 224: (16, 32)}
 MEMORY = 2**33
 
 
@@ -33,11 +34,12 @@ def step_peak(name, size, provider, batch):
 
 def measure(name, size, provider):
     # A process that has run another network keeps some of its memory.
-    peaks = [
-        harness.in_new_process(step_peak, name, size, provider, batch)
-        for batch in (BATCH, BATCH // 2)
-    ]
-    grows = 2 * (peaks[0] - peaks[1])
+    peaks = {
+        batch: harness.in_new_process(step_peak, name, size, provider, batch)
+        for batch in BATCHES[size]
+    }
+    small, large = BATCHES[size]
+    grows = (peaks[large] - peaks[small]) * BATCH // (large - small)
     print(f"{name:17} {size:4} {provider:6} {grows / 2**20:8.0f} MiB", flush=True)
     return {
         "model": name,
@@ -45,7 +47,7 @@ def measure(name, size, provider):
         "size": size,
         "provider": provider,
         "bytes": grows,
-        "peak": peaks[0],
+        "peak": peaks[BATCH],
         "largest": MEMORY * BATCH // grows,
         "status": "ok",
     }
@@ -53,7 +55,7 @@ def measure(name, size, provider):
 
 def main():
     arguments = harness.arguments(__doc__.splitlines()[0])
-    names, sizes = (MODELS[:1], SIZES[:1]) if arguments.quick else (MODELS, SIZES)
+    names, sizes = (MODELS[:1], [64]) if arguments.quick else (MODELS, BATCHES)
     rows = [
         measure(name, size, provider)
         for size in sizes
