@@ -448,7 +448,9 @@ def test_layouts_change_no_number(shape, axis, size):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("shape", "axis"), [((600, 6), -1), ((6, 600), 0), ((40, 6, 15), 1)]
+    ("shape", "axis"),
+    # Few enough for sums that are taken again, and too many.
+    [((300, 6), -1), ((600, 6), -1), ((6, 600), 0), ((40, 6, 15), 1)],
 )
 def test_gradients_of_gamma_and_beta_arent_rounded_to_16_bits(shape, axis, dtype):
     # A millionth of each of 600 terms; rounding to 16 bits would cost 1e-2 and more.
