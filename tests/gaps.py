@@ -27,11 +27,6 @@ REASONS = {
         "return torch.batch_norm_update_stats(values, None, None, 0.0)",
     ): "A GPU's path; the GPU columns run it.",
     (
-        "backends/torch.py",
-        "def backward(ctx, upstream): / "
-        "return _AllReduceSum.apply(upstream, ctx.group), None",
-    ): "Autograd runs it where coverage.py doesn't look; a mutant of it is killed.",
-    (
         "tools/checks.py",
         ") / except Exception:",
     ): "No layer of Keras's raises there; one of a user's may.",
