@@ -95,7 +95,7 @@ def page(files, reasons):
     modules.append(("all", *map(sum, zip(*(row[1:] for row in modules), strict=True))))
     table = [
         f"| {name if name == 'all' else f'`{name}`'} | {count} | {left} | "
-        f"{100.0 * (count - left) / max(1, count):.1f} |"
+        f"{100.0 * (1.0 - left / max(1, count)):.1f} |"
         for name, count, left in modules
     ]
     return "\n".join(
