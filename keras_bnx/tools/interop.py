@@ -206,8 +206,8 @@ def to_flax(
     Args:
         source: a Keras layer or model.
         target: an object of NNX whose weights to set, and whose `epsilon` and
-            `momentum` have to be the source's already; or variables of linen, of which
-            a copy with other weights is returned.
+            `momentum` have to be the source's already; or variables of linen, alone or
+            in a pair with their module, of which a copy with other weights is returned.
         names: dictionary from names in Flax to names of Keras's layers, or the layers
             themselves.
         kind: what is made of a single layer without a target: `"nnx"`, an
@@ -242,6 +242,8 @@ def to_flax(
         return variables if alone else (Linen.made(source), variables)
     if isinstance(target, Mapping):
         target = Linen.copied(target)
+    elif isinstance(target, tuple) and len(target) == 2:
+        target = target[0], Linen.copied(target[1])
     _write(flax(target, {}), pairs)
     return target
 

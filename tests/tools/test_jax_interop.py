@@ -60,6 +60,13 @@ def test_a_pair_of_linen_becomes_a_layer_and_comes_back():
         np.testing.assert_allclose(values["batch_stats"][leaf], value, rtol=1e-6)
     y = again.apply(values, x, use_running_average=True)
     np.testing.assert_allclose(to_numpy(layer(x)), y, rtol=1e-5, atol=1e-5)
+    # Into the pair that is there: a copy, whose module says what it does.
+    kept, written = interop.to_flax(layer, (module, variables))
+    assert kept is module and not variables["batch_stats"]["mean"].any()
+    y = kept.apply(written, x, use_running_average=True)
+    np.testing.assert_allclose(to_numpy(layer(x)), y, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="momentum"):
+        interop.to_flax(layer, (linen.BatchNorm(momentum=0.5), variables))
 
 
 def test_replicas_travel():
