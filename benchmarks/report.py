@@ -175,9 +175,8 @@ def models(rows):
                 "ours": time(ok.get("ours")),
                 "Keras": time(ok.get("keras")),
                 "ours / Keras": mean_ratio([ok], "ours", "keras"),
-                "the first, s: ours; Keras": "; ".join(
-                    figure(ok.get(name, {}), "first_s", ".1f")
-                    for name in ("ours", "keras")
+                "the first, s: Keras; ours": each(
+                    case, lambda row: figure(row, "first_s", ".1f")
                 ),
                 "others took": disturbance(case),
             }
