@@ -37,13 +37,18 @@ PROVIDERS = {
 }
 
 
+def data(batch, size):
+    """Images of `size` pixels each way, and labels."""
+    rng = np.random.default_rng(0)
+    # MobileNetV3 rescales from 0..255, EfficientNet normalizes.
+    x = rng.uniform(0.0, 255.0, (batch, size, size, 3)).astype("float32")
+    return x, rng.integers(10, size=batch)
+
+
 def measure(name, timing):
     model = application(name, SIZE)()
     models = {provider: convert(model) for provider, convert in PROVIDERS.items()}
-    rng = np.random.default_rng(0)
-    # MobileNetV3 rescales from 0..255, EfficientNet normalizes.
-    x = rng.uniform(0.0, 255.0, (BATCH, SIZE, SIZE, 3)).astype("float32")
-    labels = rng.integers(10, size=BATCH)
+    x, labels = data(BATCH, SIZE)
     # At inference: in training some of them drop at random.
     error = disagreement(models["ours"], models["fused"], x)
     layers = batch_normalizations(models["fused"])

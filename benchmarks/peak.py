@@ -9,10 +9,9 @@ everything is compiled. Weights, gradients and compiled code are the same in bot
 """
 
 import keras
-import numpy as np
 
 from benchmarks import harness
-from benchmarks.activation import BATCH, MODELS, PROVIDERS
+from benchmarks.activation import BATCH, MODELS, PROVIDERS, data
 from benchmarks.model import application
 
 # By the size of the images in pixels; what is small needs more of them to be seen.
@@ -24,9 +23,7 @@ def step_peak(name, size, provider, batch):
     """The most memory that this process has in a step, in bytes."""
     model = PROVIDERS[provider](application(name, size)())
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(True))
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0.0, 255.0, (batch, size, size, 3)).astype("float32")
-    labels = rng.integers(10, size=batch)
+    x, labels = data(batch, size)
     for _ in range(2):
         model.train_on_batch(x, labels)
     return harness.peak_memory(lambda: model.train_on_batch(x, labels))

@@ -214,7 +214,7 @@ PROVIDERS = {
 
 def each(case, cell):
     """A cell for each provider, in one; nothing where one of them has nothing."""
-    ok = by_provider(case)
+    ok = providers(case)
     cells = [cell(ok[provider]) for provider in PROVIDERS if provider in ok]
     return "; ".join(cells) if all(cells) else ""
 
@@ -229,8 +229,8 @@ def activation(rows):
                 "fused": case[0]["fused"],
                 "MiB: Keras; ours; fused": each(case, mebibytes),
                 "step, ms": each(case, lambda row: f"{float(row['median_ms']):.0f}"),
-                "fused / Keras": mean_ratio([by_provider(case)], "fused", "keras"),
-                "fused / ours": mean_ratio([by_provider(case)], "fused", "ours"),
+                "fused / Keras": mean_ratio([providers(case)], "fused", "keras"),
+                "fused / ours": mean_ratio([providers(case)], "fused", "ours"),
                 "others took": disturbance(case),
             }
         )
@@ -243,7 +243,7 @@ def peak(rows):
     for (device, backend, name, size), case in grouped(
         rows, "device", "backend", "model", "size"
     ):
-        ok = by_provider(case)
+        ok = providers(case)
         ratio = float(ok["fused"]["bytes"]) / float(ok["keras"]["bytes"])
         lines.append(
             {
@@ -292,10 +292,6 @@ def plot_peak(rows, path):
 
 def mebibytes(row):
     return f"{float(row['bytes']) / 2**20:.0f}" if row["bytes"] else ""
-
-
-def by_provider(case):
-    return {row["provider"]: row for row in case if row["status"] == "ok"}
 
 
 def scientific(text):

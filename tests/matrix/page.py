@@ -25,12 +25,12 @@ from pathlib import Path
 
 import jinja2
 import markupsafe
+from recording import ROOT, TITLES
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 
-BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-TITLES = {**BACKENDS, "numpy": "NumPy"}
+# Those that train, on every device.
+BACKENDS = {name: title for name, title in TITLES.items() if name != "numpy"}
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 COLUMNS = [f"{backend}-cpu" for backend in TITLES]
 COLUMNS += [f"{backend}-gpu" for backend in BACKENDS]

@@ -9,6 +9,12 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TITLES = {
+    "tensorflow": "TensorFlow",
+    "jax": "JAX",
+    "torch": "PyTorch",
+    "numpy": "NumPy",
+}
 
 
 def entry(report):
@@ -51,8 +57,6 @@ def where(backend):
 
     import keras_bnx
 
-    names = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-    names["numpy"] = "NumPy"
     version = importlib.import_module(backend).__version__
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -61,7 +65,7 @@ def where(backend):
         "modified": bool(git("status", "--porcelain", "keras_bnx", "tests")),
         "versions": {
             "keras_bnx": keras_bnx.__version__,
-            names[backend]: version,
+            TITLES[backend]: version,
             "Keras": keras.__version__,
             "NumPy": importlib.import_module("numpy").__version__,
             "Python": platform.python_version(),
