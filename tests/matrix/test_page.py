@@ -246,3 +246,16 @@ def test_rows_are_those_of_the_readme():
     assert table[2:] == [row.name for row in ROWS if row.group == DIFFERENT]
     for row in ROWS:
         assert row.examples, row.name
+
+
+def test_the_readme_counts_what_kerass_layer_does_not_offer():
+    matrix = page.read(page.ROOT / "docs" / "matrix")
+    columns = [
+        c for c in matrix.ran if c.id in ("tensorflow-cpu", "jax-cpu", "torch-cpu")
+    ]
+    rows = [row for row in matrix.rows if row.beyond]
+    cells = [[row.cell(column, "keras") for row in rows] for column in columns]
+    (count,) = {sum(len(cell.failures) for cell in column) for column in cells}
+    text = " ".join((page.ROOT / "README.md").read_text().split())
+    sentence = f"not passed: {count} cases on each of TensorFlow, JAX and PyTorch."
+    assert len(columns) == 3 and sentence in text
