@@ -22,7 +22,7 @@ def on_config(config):
 
 def on_files(files, config):
     """Gives each file the path that it has in the repository."""
-    for file in files.documentation_pages() + files.media_files():
+    for file in list(files):
         if file.src_dir == config.docs_dir:
             files.remove(file)
     paths = [*ROOT.glob("*.md"), ROOT / "LICENSE", ROOT / "CITATION.cff"]
