@@ -253,8 +253,9 @@ def latest(session, backend):
         success_codes=[0, 1],  # 1 where there is none
     )
     newest = re.search(r"^\S+ \(\S+\)", found, flags=re.M)
-    newest = newest.group() if newest else f"no {package} that pip finds"
-    note = f"on Python {NEWEST_PYTHON} the newest would be {newest}"
+    note = f"pip finds no {package} for Python {NEWEST_PYTHON}"
+    if newest:
+        note = f"on Python {NEWEST_PYTHON} the newest would be {newest.group()}"
     name = f"latest-{backend}"
     record(session, name, backend, python="python", MATRIX_NOTE=note)
 

@@ -488,7 +488,10 @@ def has_second_derivatives(findings, cls, shape, **arguments):
     )
 
 
-graph = row(DIFFERENT, "`torch.compile(fullgraph=True)`, training")
+graph = row(
+    DIFFERENT,
+    "one graph in training: `torch.compile(fullgraph=True)`, `tf.function`, `jit`",
+)
 
 
 @graph.example("plain", "one graph, also with `jit` and `tf.function`")
@@ -526,10 +529,10 @@ def is_one_graph(findings, cls, mask=False, **arguments):
     compare_statistics(findings, layer, first.state, scale=1.0)
 
 
-maps = row(DIFFERENT, "`torch.vmap` over gamma and beta")
+maps = row(DIFFERENT, "`vmap` over gamma and beta")
 
 
-@maps.example("training", "ensembles; also `jax.vmap`, `tf.vectorized_map`")
+@maps.example("training", "ensembles; `torch.vmap`, `jax.vmap`, `tf.vectorized_map`")
 @maps.example("inference", "at inference", training=False)
 def is_mapped_over_its_weights(findings, cls, training=True):
     layer, x = built(cls), random(8, 3)

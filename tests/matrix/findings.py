@@ -54,4 +54,5 @@ class Findings:
     def finite(self, what, actual):
         share = np.isfinite(np.asarray(actual, "float64")).mean()
         if share < 1.0:
+            self.worst = float("inf")
             self.problems.append(f"{what}: {share:.0%} of them finite")

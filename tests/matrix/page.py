@@ -11,8 +11,9 @@ The columns that ran last, all at one commit, are the matrix. A column whose las
 was at another commit is *not run*, and so is one that has no file: what it was when it
 did run stays behind its cells.
 
-A case that needs what its backend lacks is *skipped*, and says what it needs: it counts
-neither as passed nor as failed.
+A case that needs what its backend lacks is *skipped*, and says what it needs. What
+Keras's layer fails and doesn't claim to do is *not offered*. Both count neither as passed
+nor as failed.
 """
 
 import argparse
@@ -38,7 +39,9 @@ LAYERS = {"here": "keras_bnx", "keras": "Keras"}
 # The same cases with other versions, or in another mode; not columns of the table.
 VARIANTS = {
     "minimums-jax": "JAX, the lowest Keras",
-    **{f"latest-{b}": f"{title}, the newest versions" for b, title in BACKENDS.items()},
+    "latest-tensorflow": "TensorFlow, the newest versions",
+    "latest-jax": "JAX, the newest versions",
+    "latest-torch": "PyTorch as above, all else the newest",
     **{
         f"python{version}-{backend}": f"{title}, Python {version}"
         for version in ("3.12", "3.13")
@@ -77,9 +80,11 @@ def needs(cases):
 
 
 def result(cases):
-    """How many of some cases passed, and what others need, in words."""
-    passed = f"{sum(c['outcome'] == 'passed' for c in cases)} of {len(cases)}"
-    return "; ".join(filter(None, [passed, needs(cases)]))
+    """How many of some cases passed, and why others don't count, in words."""
+    counts = Counter(c["outcome"] for c in cases)
+    passed = f"{counts['passed']} of {len(cases) - counts['absent']}"
+    absent = f"{counts['absent']} not offered" if counts["absent"] else ""
+    return "; ".join(filter(None, [passed, needs(cases), absent]))
 
 
 @dataclass
@@ -99,8 +104,13 @@ class Column:
 
     @property
     def versions(self):
-        versions = ", ".join(f"{k} {v}" for k, v in self.found["versions"].items())
-        return versions + (f"; {self.found['note']}" if self.found["note"] else "")
+        return self.versions_beside({})
+
+    def versions_beside(self, others):
+        """The versions that aren't among others, and what there is to say of them."""
+        found = self.found["versions"].items()
+        versions = ", ".join(f"{k} {v}" for k, v in found if others.get(k) != v)
+        return "; ".join(filter(None, [versions, self.found["note"]]))
 
     def failures(self, layer):
         return [c for c in self.cases(layer) if c["outcome"] == "failed"]
@@ -125,24 +135,16 @@ class Cell:
     column: Column
     layer: str
     cases: list
-    beyond: bool
 
     @property
-    def failures(self):
-        return [c for c in self.cases if c["outcome"] == "failed"]
-
-    @property
-    def passed(self):
-        return sum(c["outcome"] == "passed" for c in self.cases)
+    def counts(self):
+        return Counter(c["outcome"] for c in self.cases)
 
     @property
     def last_state(self):
-        """The state of the last run, whenever it was."""
-        if not self.cases:
-            return "not run"
-        if not self.failures:
-            return "passed" if self.passed else "skipped"
-        return "absent" if self.beyond and self.layer == "keras" else "failed"
+        """The state of the last run, whenever it was: the worst of its cases."""
+        states = ("failed", "absent", "passed", "skipped")
+        return next((s for s in states if self.counts[s]), "not run")
 
     @property
     def state(self):
@@ -150,15 +152,15 @@ class Cell:
 
     @property
     def text(self):
-        failures, skipped = len(self.failures), needs(self.cases)
+        counts, skipped = self.counts, needs(self.cases)
         text = {
-            "passed": f"✓ {self.passed}",
-            "failed": f"✗ {failures} of {len(self.cases)}",
-            "absent": "not offered",
+            "passed": f"✓ {counts['passed']}",
+            "failed": f"✗ {counts['failed']} of {len(self.cases)}",
+            "absent": f"not offered; ✓ {counts['passed']}".removesuffix("; ✓ 0"),
             "skipped": skipped,
             "not run": "not run",
         }[self.last_state]
-        if skipped and self.last_state in ("passed", "failed"):
+        if skipped and self.last_state != "skipped":
             text += f"; {skipped}"
         if self.cases and self.state == "not run":
             text = f"not run; was {text}"
@@ -228,7 +230,15 @@ def read(folder):
 
     def column(name):
         path = Path(folder) / f"{name}.json"
-        return Column(name, json.loads(path.read_text()) if path.exists() else None)
+        if not path.exists():
+            return Column(name, None)
+        found = json.loads(path.read_text())
+        beyond = {row["name"] for row in found["rows"] if row["beyond"]}
+        for case in found["cases"]:
+            is_kerass = case["layer"] == "keras" and case["row"] in beyond
+            if is_kerass and case["outcome"] == "failed":
+                case["outcome"] = "absent"
+        return Column(name, found)
 
     columns, variants = map(column, COLUMNS), map(column, VARIANTS)
     columns, variants = list(columns), list(variants)
@@ -260,7 +270,7 @@ def read(folder):
             problems.append(f"{column.id} has cases of {name!r}, which is no row.")
         for case in column.found["cases"]:
             is_skipped = case["outcome"] == "skipped" and case.get("needs")
-            if case["outcome"] not in ("passed", "failed") and not is_skipped:
+            if case["outcome"] not in ("passed", "failed", "absent") and not is_skipped:
                 what = f"{case['case']!r} of {case['row']!r}"
                 problems.append(f"{what} has no result on {column.id}.")
     if problems:
@@ -269,7 +279,7 @@ def read(folder):
     def cell(row, column, layer):
         cases = [] if column.found is None else column.found["cases"]
         cases = [c for c in cases if (c["row"], c["layer"]) == (row["name"], layer)]
-        return Cell(column, layer, cases, row["beyond"])
+        return Cell(column, layer, cases)
 
     return Matrix(
         columns,
@@ -304,16 +314,19 @@ def render(matrix, template):
 
 def excerpt(matrix):
     """The table of columns in README.md."""
-    lines = [
-        "| column | versions | cases passed here | by Keras's layer |",
-        "| --- | --- | --- | --- |",
-    ]
-    for column in matrix.columns + [v for v in matrix.variants if v.found]:
-        here = keras = "not run"
+    columns = matrix.columns + [v for v in matrix.variants if v.found]
+    # Those of the first once, and after it what is other.
+    versions = {}
+    titles = "column", "versions, then what differs", "passed here", "by Keras's layer"
+    lines = [f"| {' | '.join(titles)} |", "| --- | --- | --- | --- |"]
+    for column in columns:
+        cells = ["", "not run", "not run"]
+        if column.found is not None:
+            cells[0] = column.versions_beside(versions)
+            versions = versions or column.found["versions"]
         if column.runs:
-            here, keras = (column.result(name) for name in LAYERS)
-        versions = "" if column.found is None else column.versions
-        lines.append(f"| {column.title} | {versions} | {here} | {keras} |")
+            cells[1:] = (column.result(layer) for layer in LAYERS)
+        lines.append(f"| {column.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -46,7 +46,9 @@ def test_what_has_to_be_the_same_is():
 
     findings.equal("moving_mean", np.ones(2), np.array([1.0, 1.0 + 2.0**-52]))
     findings.equal("traces", 2, 1)
+    assert findings.worst is None
     findings.finite("outputs", [1.0, np.nan])
+    assert findings.worst == np.inf
     findings.near("outputs", np.ones(3), np.ones(2), 9.0)
     assert findings.problems[1:] == [
         "traces: got 2, expected 1",

@@ -48,6 +48,13 @@ def test_what_keras_does_not_offer_is_no_failure(read):
     states = cells(matrix)
     assert states["ghost batches", "jax-cpu", "keras"] == "absent"
     assert states["an empty batch", "jax-cpu", "keras"] == "failed"
+    # Nor counted; a case of such a row that passes is.
+    assert matrix.result("keras") == "3 of 4; 2 not offered"
+    assert "| 6 of 6 | 3 of 4; 2 not offered |" in page.excerpt(matrix)
+    matrix = read(column("jax-cpu", ABSENT[0]))
+    cell = matrix.rows[2].cell(matrix.columns[1], "keras")
+    assert (cell.state, cell.text) == ("absent", "not offered; ✓ 1")
+    assert matrix.result("keras") == "5 of 5; 1 not offered"
     # This layer has no such excuse.
     states = cells(read(column("jax-cpu", planted.case(*OURS))))
     assert states["ghost batches", "jax-cpu", "here"] == "failed"
@@ -148,10 +155,13 @@ def test_other_versions_are_listed_and_no_columns(read):
         assert "the lowest of all" in text and "PyTorch, Python 3.13" in text
     assert "outputs: got 3" in page.render(matrix, "page.html")
     excerpt = page.excerpt(matrix)
-    assert (
-        "| JAX, the lowest Keras | Keras 3.15.1, JAX 0.10.2; the lowest of" in excerpt
-    )
+    # Versions are named where they aren't those of the first.
+    assert "| JAX, CPU | Keras 3.15.1, JAX 0.10.2 | 6 of 6" in excerpt
+    assert "| JAX, the lowest Keras | the lowest of all | 5 of 6" in excerpt
     assert "3.13" not in excerpt
+    other = {**lowest, "versions": {"Keras": "3.14.0", "JAX": "0.10.2"}}
+    excerpt = page.excerpt(read(column("jax-cpu"), other))
+    assert "| JAX, the lowest Keras | Keras 3.14.0; the lowest of all | 5" in excerpt
     with pytest.raises(page.IncompleteError, match="minimums-jax has no case"):
         read(column("jax-cpu"), {**lowest, "cases": []})
 
@@ -246,16 +256,3 @@ def test_rows_are_those_of_the_readme():
     assert table[2:] == [row.name for row in ROWS if row.group == DIFFERENT]
     for row in ROWS:
         assert row.examples, row.name
-
-
-def test_the_readme_counts_what_kerass_layer_does_not_offer():
-    matrix = page.read(page.ROOT / "docs" / "matrix")
-    columns = [
-        c for c in matrix.ran if c.id in ("tensorflow-cpu", "jax-cpu", "torch-cpu")
-    ]
-    rows = [row for row in matrix.rows if row.beyond]
-    cells = [[row.cell(column, "keras") for row in rows] for column in columns]
-    (count,) = {sum(len(cell.failures) for cell in column) for column in cells}
-    text = " ".join((page.ROOT / "README.md").read_text().split())
-    sentence = f"not passed: {count} cases on each of TensorFlow, JAX and PyTorch."
-    assert len(columns) == 3 and sentence in text
