@@ -313,7 +313,10 @@ def recalibration(rows):
                 "device": row["device"],
                 "backend": row["backend"],
                 "statistics": passes[row["provider"]],
-                "seconds": f"{float(row['seconds']):.2g}",
+                # Moving averages cost no pass.
+                "seconds": ""
+                if row["provider"] == "moving"
+                else f"{float(row['seconds']):.2g}",
                 "outputs off at most, deviations": f"{float(row['off']):.2g}",
                 "test loss": f"{float(row['loss']):.4f}",
                 "accuracy": f"{100 * float(row['accuracy']):.2f} %",
@@ -365,24 +368,36 @@ def figures(output, rows, plot, name, title):
         yield f"![{title}, {device}]({path.relative_to(output)})"
 
 
+def when(rows):
+    """When the rows of each backend were measured, with what; a line of Markdown."""
+    facts = {row["backend"]: [] for row in rows}
+    for row in rows:
+        fact = f"{row['date']} at {row['commit']}"
+        if fact not in facts[row["backend"]]:
+            facts[row["backend"]].append(fact)
+    parts = [f"{backend} {' and '.join(found)}" for backend, found in facts.items()]
+    return f"Measured: {'; '.join(parts)}."
+
+
 def main():
     output = harness.arguments(__doc__.splitlines()[0]).output
     parts = []
     if rows := read(output, "layer"):
         parts += ["### The layer", headline(rows), details(rows)]
     if rows := read(output, "model"):
-        parts += ["### Models", models(rows)]
+        parts += ["### Models", when(rows), models(rows)]
     if rows := read(output, "folding"):
-        parts += ["### Folded models", folding(rows)]
+        parts += ["### Folded models", when(rows), folding(rows)]
     if rows := read(output, "activation"):
-        parts += ["### Fused activations", activation(rows)]
+        parts += ["### Fused activations", when(rows), activation(rows)]
     if rows := read(output, "peak"):
-        parts += ["### Peak memory", peak(rows)]
+        parts += ["### Peak memory", when(rows), peak(rows)]
         parts += figures(output, rows, plot_peak, "peak", "Images that fit in 8 GiB")
     if rows := read(output, "recalibration"):
-        parts += ["### Recalibration", recalibration(rows)]
+        parts += ["### Recalibration", when(rows), recalibration(rows)]
     if rows := read(output, "growth"):
-        parts += ["### Growth", *figures(output, rows, plot_growth, "growth", "Growth")]
+        parts += ["### Growth", when(rows)]
+        parts += figures(output, rows, plot_growth, "growth", "Growth")
 
     path = output / "README.md"
     text = path.read_text() if path.exists() else f"{START}\n{END}\n"

@@ -12,8 +12,8 @@ was at another commit is *not run*, and so is one that has no file: what it was 
 did run stays behind its cells.
 
 A case that needs what its backend lacks is *skipped*, and says what it needs. What
-Keras's layer fails and doesn't claim to do is *not offered*. Both count neither as passed
-nor as failed.
+Keras's layer fails and doesn't claim to do is *not offered*. Both count neither as
+passed nor as failed.
 """
 
 import argparse
