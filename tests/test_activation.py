@@ -91,6 +91,24 @@ def test_the_gradient_beside_a_kink_is_that_of_its_side(name, kink):
     np.testing.assert_allclose(to_numpy(dx), ACTIVATIONS[name][1](z), rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_gradient_is_that_of_finite_differences(name, training, float64):
+    layer = BatchNormalization(activation=name, dtype="float64")
+    layer.build((None, 3))
+    x, dy, direction = np.random.default_rng(3).normal(size=(3, 9, 3))
+    step = 1e-6
+
+    def total(x):
+        y = functional(layer, training=training)(ops.convert_to_tensor(x))
+        return ops.sum(ops.convert_to_tensor(dy) * y)
+
+    (dx,) = tensor_gradients(total, ops.convert_to_tensor(x))
+    ends = [to_numpy(total(x + sign * step * direction)) for sign in (-1, 1)]
+    expected = (ends[1] - ends[0]) / (2 * step)
+    np.testing.assert_allclose(np.sum(to_numpy(dx) * direction), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "shape", [(64, 16), (64, 10, 10, 16), (600, 4, 4, 16)], ids=str
 )

@@ -167,9 +167,8 @@ def _inference(axes, epsilon, activation, x, weights, mean, variance, affine):
     def normalize(x, weights, mean, variance, affine):
         statistics = Statistics(mean, 0.0, variance)
         batch = Batch(x, weights, axes, None)
-        return in_keras_ops.normalize(
-            batch, statistics, affine, epsilon=epsilon, activation=activation
-        )
+        z = in_keras_ops.normalize(batch, statistics, affine, epsilon=epsilon)
+        return z if activation is None else _activated(activation, z)
 
     return normalize(x, weights, mean, variance, affine)
 
@@ -183,9 +182,14 @@ def _training(axes, epsilon, activation, *tensors):
     # one with the first time, and keep it, but for the barrier of a checkpoint.
     @jax.checkpoint
     def activated(*tensors):
-        return activation(_normalize(axes, epsilon, *tensors))
+        return _activated(activation, _normalize(axes, epsilon, *tensors))
 
     return activated(*tensors)
+
+
+def _activated(activation, z):
+    # Keras's own tanh rounds float64 to float32 here.
+    return jnp.tanh(z) if activation.name == "tanh" else activation(z)
 
 
 native = Implementation(

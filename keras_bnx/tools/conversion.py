@@ -459,15 +459,8 @@ def _not_built(config):
 
 
 def _clone_graph(model, clone):
-    inputs = None
-    if not isinstance(model, keras.Sequential):
-        # Those that Keras would make lose the names of unnamed inputs, and `optional`.
-        copies = {
-            id(old.output): type(old).from_config(old.get_config()).output
-            for old in model.layers
-            if isinstance(old, keras.layers.InputLayer)
-        }
-        inputs = keras.tree.map_structure(lambda x: copies[id(x)], model.input)
+    sequential = isinstance(model, keras.Sequential)
+    inputs = None if sequential else graphs.copied_inputs(model)
     copy = keras.models.clone_model(model, inputs, clone_function=clone)
     if type(copy) is not type(model):
         raise ValueError(

@@ -133,6 +133,22 @@ def read(model):
     return Graph(model, calls, found.input, found.output)
 
 
+def copied_inputs(model):
+    """Inputs like those of a Sequential or Functional model, nested as its own are.
+
+    Keras's `clone_model` loses the names of unnamed ones, and `optional`.
+    """
+    if isinstance(model, keras.Sequential):
+        # Its own list of layers leaves the input's out.
+        model = keras.Model(*model.inputs, *model.outputs)
+    copies = {
+        id(layer.output): type(layer).from_config(layer.get_config()).output
+        for layer in model.layers
+        if isinstance(layer, keras.layers.InputLayer)
+    }
+    return keras.tree.map_structure(lambda x: copies[id(x)], model.input)
+
+
 def build(graph, layers_for):
     """Makes a model of a graph.
 
@@ -142,18 +158,11 @@ def build(graph, layers_for):
             or `None` where what goes in comes out; and layers to call behind it.
     """
     model = graph.model
+    inputs = copied_inputs(model)
     if isinstance(model, keras.Sequential):
-        (like,) = model.inputs
-        start = keras.Input(batch_shape=like.shape, dtype=like.dtype, name=like.name)
         new = [layer for call in graph.calls for layer in layers_for(call)]
         new = [layer for layer in new if layer is not None]
-        return keras.Sequential([start, *new], name=model.name)
-    starts = {
-        id(layer.output): type(layer).from_config(layer.get_config()).output
-        for layer in model.layers
-        if isinstance(layer, keras.layers.InputLayer)
-    }
-    inputs = keras.tree.map_structure(lambda x: starts[id(x)], model.input)
+        return keras.Sequential([inputs, *new], name=model.name)
     found = dict(zip(_ids(graph.inputs), keras.tree.flatten(inputs), strict=True))
 
     def filled(structure):

@@ -744,6 +744,20 @@ def test_a_second_activation_stays_a_layer():
     np.testing.assert_allclose(to_numpy(fused(x)), to_numpy(model(x)), rtol=1e-6)
 
 
+def test_a_sequential_model_keeps_its_inputs_name_and_dtype():
+    """Servers and `fit` with dictionaries know inputs by their names."""
+    start = keras.Input((3,), dtype="float64", name="pixels")
+    model = keras.Sequential([start, KERAS(name="bn"), keras.layers.ReLU(name="relu")])
+    fused = convert(model, fuse_activations=True)
+    (found,) = keras.Model(fused.inputs, fused.outputs).inputs
+    assert (found.name, found.dtype, found.shape) == ("pixels", "float64", (None, 3))
+    assert revert(fused).get_config() == model.get_config()
+
+    unnamed = keras.Sequential([keras.Input((3,)), *model.layers])
+    back = revert(convert(unnamed, fuse_activations=True))
+    assert back.get_config() == unnamed.get_config()
+
+
 class Power(keras.layers.Layer):
     """Its config leaves an argument out."""
 
