@@ -54,8 +54,10 @@ _CONDITION_LIMIT = 10.0
 _REPEATED = 2**20
 # Elements of a virtual batch from which on the kernels are called for each.
 _SMALL = 2**17
-# Additions of a chain in one channel, and values that fill a row of the kernel.
-_CHAIN, _WIDTH = 512, 512
+# Additions of a chain in one channel, and values that fill a row of the kernel. Fewer
+# channels than these fill no row: on (4194304, 1) its gradient took 185 ms, seen as
+# (8192, 512) 3.
+_CHAIN, _WIDTH, _FEW = 512, 512, 64
 
 
 def obstacles(batch, *, synchronized):
@@ -256,13 +258,15 @@ def _gradients(
         )
         return _one_by_one(function, dy, batch, statistics, affine)
     view = view or _View.of(batch, statistics, epsilon)
-    layout, _, mean, variance, _ = view
+    layout, rows, _, mean, variance, _ = view
     values, inverse = view.values(batch.x), view.inverse
     dy = layout.view(dy).to(values.dtype)
     if activation is not None:
         dy = _through(activation, dy, view.normalize(values, affine), overwrites=True)
-    shape, gamma = affine.gamma.shape, _flat(affine.gamma)
+    shape, gamma = affine.gamma.shape, view.repeated(affine.gamma)
     if knows_all:
+        # The sums of each row of a block are its own; dx is a matter of all of them.
+        apart = rows > 1 and not statistics.are_constants
         dx, dgamma, dbeta = torch.ops.aten.native_batch_norm_backward(
             dy,
             values,
@@ -273,8 +277,17 @@ def _gradients(
             inverse,
             not statistics.are_constants,
             epsilon,
-            wanted,
+            (False, True, True) if apart else wanted,
         )
+        if rows > 1:
+            dgamma, dbeta = (
+                None if sums is None else sums.view(rows, -1).sum(0)
+                for sums in (dgamma, dbeta)
+            )
+        if apart and wanted[0]:
+            dx = view.through(
+                dy, values, gamma, inverse_count * dbeta, inverse_count * dgamma
+            )
     else:
         # Two kernels of synchronized batch normalization, between which the sums are
         # summed over replicas, and zeroed in channels of other statistics.
@@ -448,12 +461,14 @@ class _View(NamedTuple):
 
     Attributes:
         layout: `_Layout`.
+        rows: how many rows are seen as one, with vectors repeated as often.
         shift: what is subtracted from the inputs beforehand, or `None`.
         mean, variance: those of the inputs, less the shift.
         epsilon: float, added to the variance.
     """
 
     layout: Any
+    rows: int
     shift: Any
     mean: Any
     variance: Any
@@ -477,8 +492,22 @@ class _View(NamedTuple):
             mean = residual if is_vector else torch.zeros_like(shift)
         else:
             mean, shift = shift + residual if is_vector else shift, None
-        layout = _Layout.of(batch.x, batch.axes)
-        return cls(layout, shift, mean, variance, epsilon)
+        layout, rows = _Layout.of(batch.x, batch.axes), 1
+        if batch.x.is_cpu and len(layout.shape) == 2:
+            n, channels = layout.shape
+            rows = _rows_at_once(n, channels)
+        view = cls(layout, rows, shift, mean, variance, epsilon)
+        if rows == 1:
+            return view
+        layout = layout._replace(shape=(n // rows, rows * channels))
+        vectors = map(view.repeated, (shift, mean, variance))
+        return cls(layout, rows, *vectors, epsilon)
+
+    def repeated(self, vector):
+        """A vector of the channels, for each of the rows that are seen as one."""
+        if self.rows == 1 or vector is None:
+            return _flat(vector)
+        return vector.flatten().repeat(self.rows)
 
     @property
     def inverse(self):
@@ -490,7 +519,7 @@ class _View(NamedTuple):
 
     def normalize(self, values, affine):
         """The elementwise pass."""
-        gamma, beta = map(_flat, affine)
+        gamma, beta = map(self.repeated, affine)
         mean, variance = self.mean, self.variance
         if values.dim() == 2 and values.is_cpu and values.dtype == mean.dtype:
             # The kernel's own `x * a + b`, in half of its time.
@@ -500,6 +529,22 @@ class _View(NamedTuple):
         return torch.native_batch_norm(
             values, gamma, beta, mean, variance, False, 0.0, self.epsilon
         )[0]
+
+    def through(self, dy, values, gamma, first, second):
+        """`scale * (dy - first - x_hat * second)`: dx, by vectors that are sums / n."""
+        inverse = self.inverse
+        scale = gamma * inverse
+        slope = -scale * inverse * self.repeated(second)
+        offset = -torch.addcmul(self.mean * slope, scale, self.repeated(first))
+        return torch.addcmul(offset, dy, scale).addcmul_(values, slope)
+
+
+@functools.lru_cache
+def _rows_at_once(n, channels):
+    """How many rows of few channels to see as one: as many as fill the kernel's."""
+    if n <= _CHAIN or channels >= _FEW:
+        return 1
+    return next(rows for rows in range(_WIDTH // channels, 0, -1) if n % rows == 0)
 
 
 def _bounds(mean, variance):
@@ -529,7 +574,7 @@ def _two_pass_moments(values, n):
         return mean, norms.square_().sum(0) / n
     channels = values.shape[1]
     rows = math.ceil(n / _CHAIN)
-    if channels < 64:
+    if channels < _FEW:
         rows = max(rows, min(n // _WIDTH, _WIDTH // channels))
     if rows > 1:
         return _moments_of_blocks(values, n, rows)
