@@ -2278,8 +2278,8 @@ TENSORFLOW = [
     Mutant(
         "tensorflow_divides_after_the_sum",
         "backends/tensorflow.py",
-        "mean = _sum(values, channels, in_blocks, factor=1.0 / n)",
-        "mean = _sum(values, channels, in_blocks) / n",
+        "mean = _sum(values, channels, rows, factor=1.0 / n)",
+        "mean = _sum(values, channels, rows) / n",
         accuracy("images-xla_renorm-native"),
     ),
     Mutant(

@@ -18,6 +18,7 @@ formula in `generic.gradients`.
 import functools
 import math
 import sys
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -39,6 +40,9 @@ _BLOCK = 64
 _TINY = 2**15
 # Rows from which the chains of a product with ones are too long.
 _MANY = 2048
+# Fewer channels than these fill no vector of the processor, nor more than _WIDTH one.
+# A training step on (4194304, 1) took 125 ms, seen as (8192, 512) XX.
+_FEW, _WIDTH = 16, 512
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _CONDITION_LIMIT = 10.0
 # Up to mean/std = 4, `x * a + b` is at most 1e-6 off.
@@ -108,8 +112,10 @@ def moments(batch):
         return generic.moments(batch._replace(x=x))
     values, channels = _canonical(x, axes)
     n = _static_count(x, axes)
-    mean, residual, variance = _traced_once(_three_moments)(
-        values, channels, _has_many_rows(n)
+    rows = _Rows.of(values, channels)
+    mean, residual, variance = (
+        rows.once(vector, values)
+        for vector in _traced_once(_three_moments)(rows.see(values), channels, rows)
     )
     n = _count(values, channels) if n is None else n
     return Moments(n, n, mean, residual, variance)
@@ -121,7 +127,6 @@ def normalize(
     if activation is not None and not activation.needs_inputs:
         return activation(normalize(batch, statistics, affine, epsilon=epsilon))
     axes, weights = batch.axes, batch.weights
-    in_blocks = _has_many_rows(_static_count(batch.x, axes))
 
     def forward(x, statistics, gamma, beta):
         if weights is not None:
@@ -132,8 +137,10 @@ def normalize(
         if statistics.are_constants and not tf.executing_eagerly():
             return _foldable_affine(x, axes, statistics, epsilon, gamma, beta)
         values, channels = _canonical(x, axes)
+        rows = _Rows.of(values, channels)
         affine = _fastest(_affine, values, channels)
-        y = affine(values, channels, statistics, epsilon, gamma, beta)
+        vectors = rows.repeated((statistics, gamma, beta))
+        y = affine(rows.see(values), channels, epsilon, *vectors)
         return _like(y, x)
 
     def later(dy):
@@ -151,12 +158,15 @@ def normalize(
         if activation is not None:
             dy = through_activation(dy, forward(x, later(dy), gamma, beta))
         (values, channels), (dy, _) = _canonical(x, axes), _canonical(dy, axes)
-        gradients = _fused_gradients if _fuses(values, channels) else _gradients
+        rows = _Rows.of(values, channels)
+        fuses = rows.repeats == 1 and _fuses(values, channels)
+        gradients = _fused_gradients if fuses else _gradients
         gradients = _traced_once(_fastest(gradients, values, channels))
+        vectors = rows.repeated((gamma, statistics))
         dx, *others = gradients(
-            dy, values, gamma, statistics, epsilon, channels, in_blocks
+            rows.see(dy), rows.see(values), *vectors, epsilon, channels, rows
         )
-        return _like(dx, x), *others
+        return _like(dx, x), *(rows.once(vector, values) for vector in others)
 
     def formula(dy, x, gamma, beta, differentiable=False):
         return in_keras_ops.gradients(
@@ -214,14 +224,14 @@ def _with_gradient(function, differentiable, *arguments):
     return call(*arguments)
 
 
-def _three_moments(values, channels, in_blocks):
+def _three_moments(values, channels, rows):
     """The mean as one number, what it is off by rounding, and the variance."""
     two_pass_moments = _fastest(_two_pass_moments, values, channels)
-    mean, variance = two_pass_moments(values, channels, in_blocks)
+    mean, variance = two_pass_moments(values, channels, rows)
 
     def about_mean():
         centered = _widened(values) - _along(mean, values, channels)
-        return _two_pass_moments(centered, channels, in_blocks)
+        return _two_pass_moments(centered, channels, rows)
 
     if _is_tiny(values):
         return mean, *about_mean()
@@ -232,18 +242,18 @@ def _three_moments(values, channels, in_blocks):
     )
 
 
-def _two_pass_moments(values, channels, in_blocks):
+def _two_pass_moments(values, channels, rows):
     """Mean and variance per channel."""
-    values, n = _widened(values), _count(values, channels)
+    values, n = _widened(values), _count(values, channels) * rows.repeats
     # Divided first: a quotient after the sum would be computed again wherever it is
     # used, and there XLA may leave out its rounding, so that `x - mean` and the
     # residual meet different means (3e-3 deviations at mean/std = 1e5).
-    mean = _sum(values, channels, in_blocks, factor=1.0 / n)
+    mean = _sum(values, channels, rows, factor=1.0 / n)
     centered = values - _along(mean, values, channels)
-    return mean, _sum(tf.square(centered), channels, in_blocks) / n
+    return mean, _sum(tf.square(centered), channels, rows) / n
 
 
-def _affine(values, channels, statistics, epsilon, gamma, beta):
+def _affine(values, channels, epsilon, statistics, gamma, beta):
     shift, residual, variance, _ = statistics
     scale = gamma / tf.sqrt(variance + epsilon)
     # What is left of the mean goes into the offset: it is of the order of a deviation.
@@ -278,11 +288,11 @@ def _foldable_affine(x, axes, statistics, epsilon, gamma, beta):
     return tf.cond(tf.reduce_any(is_large), exact, foldable)
 
 
-def _gradients(dy, values, gamma, statistics, epsilon, channels, in_blocks):
+def _gradients(dy, values, gamma, statistics, epsilon, channels, rows):
     batch = Batch(values, None, channels, "float32")
 
     def reduce_sum(values, axis, keepdims):
-        total = _sum(values, channels, in_blocks)
+        total = _sum(values, channels, rows)
         for i in axis:
             total = tf.expand_dims(total, i)
         return total
@@ -297,11 +307,11 @@ def _gradients(dy, values, gamma, statistics, epsilon, channels, in_blocks):
     )
 
 
-def _fused_gradients(dy, x, gamma, statistics, epsilon, channels, in_blocks):
+def _fused_gradients(dy, x, gamma, statistics, epsilon, channels, rows):
     shift, residual, variance, inverse_count = statistics
 
     def formula():
-        return _gradients(dy, x, gamma, statistics, epsilon, channels, in_blocks)
+        return _gradients(dy, x, gamma, statistics, epsilon, channels, rows)
 
     def fused(is_training):
         dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
@@ -323,7 +333,7 @@ def _fused_gradients(dy, x, gamma, statistics, epsilon, channels, in_blocks):
     return tf.cond(fits, lambda: fused(True), formula)
 
 
-def _sum(values, channels, in_blocks, factor=1.0):
+def _sum(values, channels, rows, factor=1.0):
     """Sums `factor * values` over all axes but the channels'.
 
     A product with ones is faster than a sum of many rows, and adds in blocks: the
@@ -334,22 +344,26 @@ def _sum(values, channels, in_blocks, factor=1.0):
     Args:
         values: float32 tensor.
         channels: tuple of the channel axes.
-        in_blocks: whether there are so many rows, or it isn't known.
+        rows: `_Rows`.
     """
+    if rows.repeats > 1:
+        sums = _sum(values, channels, rows._replace(repeats=1), factor)
+        one = tf.reduce_sum(tf.reshape(sums, (rows.repeats, -1)), axis=0)
+        return rows.repeated(one)
     rank, shape = len(values.shape), _sizes(values)
     if _on_gpu() or rank > 3:
         return tf.reduce_sum(values * factor, axis=other_axes(values, channels))
     if channels == (1,) and rank == 3:
         outer, inner = shape[0], shape[2]
-        rows = tf.reshape(values, (outer * shape[1], inner))
-        sums = tf.linalg.matvec(rows, tf.fill((inner,), factor))
+        matrix = tf.reshape(values, (outer * shape[1], inner))
+        sums = tf.linalg.matvec(matrix, tf.fill((inner,), factor))
         return tf.reduce_sum(tf.reshape(sums, (outer, shape[1])), axis=0)
 
     def of_rows(values):
         factors = tf.fill((1, _sizes(values)[-2]), factor)
         return tf.squeeze(tf.matmul(factors, values), axis=-2)
 
-    if rank > 2 or not in_blocks:
+    if rank > 2 or not rows.in_blocks:
         return of_rows(values)
     count = shape[0] // _BLOCK
     whole, tail = values[: count * _BLOCK], values[count * _BLOCK :]
@@ -357,9 +371,45 @@ def _sum(values, channels, in_blocks, factor=1.0):
     return tf.reduce_sum(parts, axis=0) + tf.reduce_sum(tail * factor, axis=0)
 
 
-def _has_many_rows(n):
-    """Whether sums are taken in blocks; also where the number isn't known."""
-    return n is None or n >= _MANY
+class _Rows(NamedTuple):
+    """How the rows of a batch are seen, and summed.
+
+    Attributes:
+        in_blocks: whether there are so many, or it isn't known, that sums are taken of
+            parts.
+        repeats: how many are seen as one, with vectors repeated as often.
+    """
+
+    in_blocks: bool
+    repeats: int
+
+    @classmethod
+    def of(cls, values, channels):
+        n, count, repeats = _static_count(values, channels), values.shape[-1], 1
+        if n is not None and n > _WIDTH and len(values.shape) == 2 and not _on_gpu():
+            most = _WIDTH // count if count < _FEW else 1
+            repeats = next(k for k in range(most, 0, -1) if n % k == 0)
+        return cls(n is None or n // repeats >= _MANY, repeats)
+
+    def see(self, values):
+        if self.repeats == 1:
+            return values
+        n, channels = values.shape
+        return tf.reshape(values, (n // self.repeats, self.repeats * channels))
+
+    def repeated(self, vectors):
+        """Vectors of the channels, in any structure, for each of the rows."""
+        if self.repeats == 1:
+            return vectors
+
+        def repeated(v):
+            is_vector = not isinstance(v, float) and v.shape.rank
+            return tf.tile(v, [self.repeats]) if is_vector else v
+
+        return tf.nest.map_structure(repeated, vectors)
+
+    def once(self, vector, values):
+        return vector if self.repeats == 1 else vector[: values.shape[-1]]
 
 
 def _canonical(x, axes):
