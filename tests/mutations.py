@@ -1922,6 +1922,20 @@ TOOLS = [
         only(f"{DERIVATIVES}::test_second_order_is_that_of_the_oracle"),
     ),
     Mutant(
+        "torch_takes_the_sums_of_a_row_for_those_of_all",
+        "backends/torch.py",
+        "apart = rows > 1 and not statistics.are_constants",
+        "apart = False",
+        gradients("few_channels"),
+    ),
+    Mutant(
+        "torch_does_not_repeat_gamma_for_each_row",
+        "backends/torch.py",
+        "shape, gamma = affine.gamma.shape, view.repeated(affine.gamma)",
+        "shape, gamma = affine.gamma.shape, torch.ones_like(mean)",
+        gradients("few_channels"),
+    ),
+    Mutant(
         "torch_keeps_what_an_activation_needs",
         "backends/torch.py",
         "    with saved_tensors_hooks(is_input, again):\n",
@@ -2311,6 +2325,20 @@ TENSORFLOW = [
         "fits = tf.reduce_all((inverse_count > 0) & (residual == 0))",
         "fits = tf.constant(True)",
         accuracy("many_rows-plain-native"),
+    ),
+    Mutant(
+        "tensorflow_takes_the_sums_of_a_row_for_those_of_all",
+        "backends/tensorflow.py",
+        "        return rows.repeated(one)\n",
+        "        return sums\n",
+        gradients("few_channels"),
+    ),
+    Mutant(
+        "tensorflow_counts_a_row_of_many_as_one",
+        "backends/tensorflow.py",
+        "_count(values, channels) * rows.repeats",
+        "_count(values, channels)",
+        outputs("few_channels"),
     ),
     Mutant(
         "tensorflow_drops_the_tail_of_blocks",

@@ -138,6 +138,34 @@ def test_what_has_failed_once_is_the_oracles(name):
 
 
 @pytest.mark.parametrize(
+    "combination",
+    [
+        Combination(shape=(600, 1)),
+        Combination(shape=(1009, 3)),  # a prime number of rows
+        Combination(shape=(40, 6, 10, 2), ratio=1e4),
+        Combination(shape=(1200, 3), training=False),
+        Combination(shape=(1200, 3), frozen="statistics"),
+        Combination(shape=(1200, 3), bad=np.inf),
+        Combination(shape=(1200, 3), dtype="float64", policy="float64"),
+        Combination(shape=(1200, 3), dtype="bfloat16", policy="mixed_bfloat16"),
+        Combination(shape=(700, 4, 3), layout="permuted"),
+        Combination(shape=(1024, 2, 7), axis=(1, 2)),
+        Combination(shape=(1200, 3), mask=(1200,)),
+        Combination(shape=(2048, 15), arguments={"virtual_batch_size": 1024}),
+        Combination(shape=(1200, 3), arguments={"renorm": True}, calls=2),
+        Combination(shape=(1200, 3), arguments={"scale": False, "center": False}),
+        Combination(shape=(1200, 3), arguments={"activation": "silu"}),
+        Combination(shape=(1200, 3), how="compiled"),
+        Combination(shape=(1200, 3), how="unknown"),
+    ],
+    ids=lambda combination: str(combination.shape),
+)
+def test_rows_that_are_seen_as_one_meet_every_other_option(combination):
+    """Those of few channels are, on CPUs, where their number can be divided."""
+    check(combination)
+
+
+@pytest.mark.parametrize(
     "break_check",
     ["os.kill(os.getpid(), signal.SIGFPE)", "raise RuntimeError('a kernel of ours')"],
 )

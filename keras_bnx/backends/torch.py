@@ -280,14 +280,10 @@ def _gradients(
             (False, True, True) if apart else wanted,
         )
         if rows > 1:
-            dgamma, dbeta = (
-                None if sums is None else sums.view(rows, -1).sum(0)
-                for sums in (dgamma, dbeta)
-            )
+            dgamma, dbeta = map(view.added, (dgamma, dbeta))
         if apart and wanted[0]:
-            dx = view.through(
-                dy, values, gamma, inverse_count * dbeta, inverse_count * dgamma
-            )
+            sums = dbeta, dgamma
+            dx = view.through(dy, values, gamma, *(inverse_count * s for s in sums))
     else:
         # Two kernels of synchronized batch normalization, between which the sums are
         # summed over replicas, and zeroed in channels of other statistics.
@@ -508,6 +504,10 @@ class _View(NamedTuple):
         if self.rows == 1 or vector is None:
             return _flat(vector)
         return vector.flatten().repeat(self.rows)
+
+    def added(self, vector):
+        """The sums of the rows that are seen as one, one for each channel."""
+        return None if vector is None else vector.view(self.rows, -1).sum(0)
 
     @property
     def inverse(self):
