@@ -2324,7 +2324,7 @@ TENSORFLOW = [
         "backends/tensorflow.py",
         "fits = tf.reduce_all((inverse_count > 0) & (residual == 0))",
         "fits = tf.constant(True)",
-        accuracy("many_rows-plain-native"),
+        accuracy("many_channels-plain-native"),
     ),
     Mutant(
         "tensorflow_takes_the_sums_of_a_row_for_those_of_all",
