@@ -112,7 +112,7 @@ def moments(batch):
         return generic.moments(batch._replace(x=x))
     values, channels = _canonical(x, axes)
     n = _static_count(x, axes)
-    rows = _Rows.of(values, channels)
+    rows = _Rows.of(x, axes)
     mean, residual, variance = (
         rows.once(vector, values)
         for vector in _traced_once(_three_moments)(rows.see(values), channels, rows)
@@ -137,7 +137,7 @@ def normalize(
         if statistics.are_constants and not tf.executing_eagerly():
             return _foldable_affine(x, axes, statistics, epsilon, gamma, beta)
         values, channels = _canonical(x, axes)
-        rows = _Rows.of(values, channels)
+        rows = _Rows.of(x, axes)
         affine = _fastest(_affine, values, channels)
         vectors = rows.repeated((statistics, gamma, beta))
         y = affine(rows.see(values), channels, epsilon, *vectors)
@@ -158,9 +158,8 @@ def normalize(
         if activation is not None:
             dy = through_activation(dy, forward(x, later(dy), gamma, beta))
         (values, channels), (dy, _) = _canonical(x, axes), _canonical(dy, axes)
-        rows = _Rows.of(values, channels)
-        fuses = rows.repeats == 1 and _fuses(values, channels)
-        gradients = _fused_gradients if fuses else _gradients
+        rows = _Rows.of(x, axes)
+        gradients = _fused_gradients if _fuses(values, channels) else _gradients
         gradients = _traced_once(_fastest(gradients, values, channels))
         vectors = rows.repeated((gamma, statistics))
         dx, *others = gradients(
@@ -384,18 +383,20 @@ class _Rows(NamedTuple):
     repeats: int
 
     @classmethod
-    def of(cls, values, channels):
-        n, count, repeats = _static_count(values, channels), values.shape[-1], 1
-        if n is not None and n > _WIDTH and len(values.shape) == 2 and not _on_gpu():
-            most = _WIDTH // count if count < _FEW else 1
-            repeats = next(k for k in range(most, 0, -1) if n % k == 0)
+    def of(cls, x, axes):
+        n, channels, repeats = _static_count(x, axes), x.shape[-1], 1
+        has_few = axes == (len(x.shape) - 1,) and channels < _FEW
+        if has_few and not _is_tiny(x) and not _on_gpu():
+            # `fit` doesn't know the size of a batch, but that of its images.
+            known = math.prod(size for size in x.shape[:-1] if size is not None)
+            divisors = range(_WIDTH // channels, 0, -1)
+            repeats = next(k for k in divisors if known % k == 0)
         return cls(n is None or n // repeats >= _MANY, repeats)
 
     def see(self, values):
         if self.repeats == 1:
             return values
-        n, channels = values.shape
-        return tf.reshape(values, (n // self.repeats, self.repeats * channels))
+        return tf.reshape(values, (-1, self.repeats * values.shape[-1]))
 
     def repeated(self, vectors):
         """Vectors of the channels, in any structure, for each of the rows."""
@@ -476,8 +477,8 @@ def _is_tiny(x):
 
 
 def _fuses(x, channels):
-    """Whether the fused op serves: its kernel for channels first is slow on a CPU."""
-    is_rows = channels == (1,) and len(x.shape) == 2
+    """Whether the fused op serves: channels first, or few, it is slow on a CPU."""
+    is_rows = channels == (1,) and len(x.shape) == 2 and x.shape[1] >= _FEW
     return is_rows and not _on_gpu() and not _is_tiny(x)
 
 
