@@ -1,6 +1,7 @@
 """Every test is run by some session of nox."""
 
 import ast
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -32,11 +33,14 @@ def test_each_file_with_tests_is_collected_or_named_by_who_runs_it():
     """By a session, or by a test that runs it in a process of its own."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     (folder,) = options["ini_options"]["testpaths"]
-    paths = [
-        path.relative_to(ROOT)
-        for path in ROOT.rglob("*.py")
-        if not IGNORED & set(path.relative_to(ROOT).parts)
+    # A virtual environment may lie here, too, whatever it is called.
+    folders = [
+        path
+        for path in ROOT.iterdir()
+        if path.name not in IGNORED and not (path / "pyvenv.cfg").exists()
     ]
+    found = [ROOT.glob("*.py"), *(folder.rglob("*.py") for folder in folders)]
+    paths = [path.relative_to(ROOT) for path in itertools.chain(*found)]
     files = [path for path in paths if defines_tests(ROOT / path)]
     assert len(files) > 30
     collected = [
