@@ -4,6 +4,8 @@
   takes any mean and variance, where one number says the mean. The op itself serves
   nothing: under XLA its outputs are `x * a + b` and its statistics
   E[x**2] - E[x]**2, and in a graph nobody knows whether XLA will compile it.
+- Few channels, last, fill no vector of the processor, and the op is slow: several rows
+  are seen as one, and the formula takes its place.
 - Channels first, in a graph whose shapes are static, each of the three steps is
   compiled by XLA on its own, whatever compiles the rest. Elsewhere each new shape
   would be a compilation.
